@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads `farm.toml`: text in, a `FarmConfig` or every problem of the file out.
+
+In three steps, each of which reports all that it finds: TOML syntax (`tomllib` stops at the first error, so there is
+one), shape (`farmshape`), meaning (`farmcheck`). Places are looked up only when there is something to report.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from hashlib import sha256
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+from farmd.model.config import TIMINGS, FarmConfig, Member
+from farmd.model.errors import ConfigError, Problem
+from farmd.model.nodes import NodeId, Role
+from farmd.model.positions import Part, Path, Place, Positions
+from farmd.model.rules import Group, Rule
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+    from farmd.model.farmcheck import Finding
+    from farmd.model.farmshape import FarmFile
+
+MAX_BYTES = 1 << 20
+"""A farm.toml with 64 members and 1000 rules has about 150 kB."""
+
+
+def load(path: FilePath, *, host_name: str | None = None) -> FarmConfig:
+    """The configuration in the file at `path`. Raises ConfigError, also for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise _unreadable(path, "there is no such file", "Write one, or name another with --config.") from None
+    except OSError as error:
+        cause = f"it cannot be read: {(error.strerror or str(error)).lower()}"
+        raise _unreadable(path, cause, "Check its path and permissions.") from error
+    if len(data) > MAX_BYTES:
+        raise _unreadable(path, f"it has more than {MAX_BYTES >> 20} MiB", "Check that this is a farm.toml.")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        cause = f"byte 0x{data[error.start]:02x} is not UTF-8"
+        raise ConfigError((Problem(str(path), line, column, cause, "Save the file as UTF-8."),)) from None
+    return parse(text, path, host_name=host_name)
+
+
+def parse(text: str, path: FilePath, *, host_name: str | None = None) -> FarmConfig:
+    """The configuration that `text` describes; `path` is where it came from, and relative paths start at its folder.
+
+    `host_name` is the name of this node if `[node]` does not give one; None asks the kernel. Raises ConfigError.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError((_syntax_problem(str(error), text, path),)) from None
+    from pydantic import ValidationError
+
+    from farmd.model.farmcheck import findings
+    from farmd.model.farmshape import validate
+
+    host_name = os.uname().nodename if host_name is None else host_name
+    try:
+        file = validate(data)
+    except ValidationError as error:
+        found = [_shape_finding(detail, data) for detail in error.errors(include_url=False)]
+        raise _config_error(found, text, path) from None
+    if found := findings(file, host_name):
+        raise _config_error(found, text, path)
+    return _config(file, path, host_name)
+
+
+def virtual_mac(farm: str) -> bytes:
+    """The MAC address that a farm's VIPs resolve to by default: unicast, locally administered, `02:fa:...`."""
+    return b"\x02\xfa" + sha256(farm.encode()).digest()[:4]
+
+
+def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
+    from farmd.model.farmcheck import default_voters, group_names
+
+    farm, node = file.farm, file.node
+    tables = sorted(file.member, key=lambda table: table.number)
+    members = tuple(Member(NodeId(t.number), t.name, t.role, tuple(t.addresses), t.weight) for t in tables)
+    ids = {member.name: member.id for member in members}
+    names = group_names(file)
+    overrides = {group.name: group.weights for group in file.group}
+    serving = [member for member in members if member.role is Role.NODE]
+    folder = path.absolute().parent
+    return FarmConfig(
+        path=path,
+        farm=farm.name,
+        key_file=folder / farm.key_file,
+        profile=farm.profile,
+        timing=TIMINGS[farm.timing],
+        delivery=farm.delivery,
+        virtual_mac=farm.virtual_mac or virtual_mac(farm.name),
+        gateway=farm.gateway,
+        port=farm.port,
+        me=next(member for member in members if member.name == (node.name or host_name)),
+        members=members,
+        voters=frozenset(ids[name] for name in farm.voters or default_voters(tables)),
+        vips=tuple(vip.address for vip in file.vip),
+        groups=tuple(Group(index, name) for index, name in enumerate(names)),
+        rules=tuple(
+            Rule(index, rule.name, rule.vip, rule.protocol, rule.port, rule.affinity, names.index(rule.group))
+            for index, rule in enumerate(file.rule, start=1)
+        ),
+        weights=tuple({m.id: overrides.get(name, {}).get(m.name, m.weight) for m in serving} for name in names),
+        interfaces=tuple(node.interfaces),
+        attach_mode=node.attach_mode,
+        drop_without_rule=farm.drop_without_rule,
+        drain_deadline_s=float(farm.drain_deadline_s),
+        api_socket=folder / node.api_socket,
+        engine_socket=folder / node.engine_socket,
+        pin_dir=folder / node.pin_dir,
+        state_dir=folder / node.state_dir,
+    )
+
+
+def _unreadable(path: FilePath, cause: str, next_step: str) -> ConfigError:
+    return ConfigError((Problem(str(path), 0, 0, cause, next_step),))
+
+
+def _syntax_problem(message: str, text: str, path: FilePath) -> Problem:
+    """tomllib's sentence, its place moved to the front: "Expected '=' after a key ... (at line 3, column 1)"."""
+    what, _, where = message.rpartition(" (at ")
+    if match := re.fullmatch(r"line (\d+), column (\d+)\)", where):
+        line, column = int(match[1]), int(match[2])
+    else:
+        lines = text.splitlines() or [""]
+        line, column = len(lines), len(lines[-1]) + 1
+    cause = f"this is not TOML: {(what or message)[0].lower()}{(what or message)[1:]}"
+    return Problem(str(path), line, column, cause, "Correct the line; strings need quotes.")
+
+
+def _config_error(found: list[Finding], text: str, path: FilePath) -> ConfigError:
+    positions = _positions(text)
+    problems = []
+    for finding in found:
+        place = positions.find(finding.path, finding.part) if positions else Place(0, 0)
+        problems.append(Problem(str(path), place.line, place.column, finding.cause, finding.next_step))
+    return ConfigError(tuple(sorted(problems, key=lambda problem: (problem.line, problem.column))))
+
+
+def _positions(text: str) -> Positions | None:
+    """None if this text is beyond the position finder, which reads TOML 1.0: better no place than no report."""
+    try:
+        return Positions(text)
+    except (ImportError, ValueError):
+        return None
+
+
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "an array",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+"""pydantic's error types that mean "of another type", and what was expected."""
+
+
+_BOUNDS = {
+    "ge": "It must be at least {}.",
+    "gt": "It must be more than {}.",
+    "le": "It can be at most {}.",
+    "lt": "It must be less than {}.",
+    "min_length": "It needs at least {}.",
+    "max_length": "It can have at most {}.",
+}
+"""pydantic's bounds, as they stand in an error's context."""
+
+
+def _shape_finding(detail: ErrorDetails, data: dict[str, Any]) -> Finding:
+    """pydantic's error in our words."""
+    from farmd.model.farmcheck import Finding
+    from farmd.model.farmshape import TABLES, shown
+
+    path: Path = tuple(detail["loc"])
+    key, context = path[-1], detail.get("ctx", {})
+    named = next(step for step in reversed(path) if isinstance(step, str))
+    where = _label(path, data)
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(path, where)
+    if detail["type"] == "missing":
+        if len(path) == 1:
+            header = f"[{key}]" if key == "farm" else f"[[{key}]]"
+            return Finding((), f"there is no {header} table", f"Add {header} with {_required(str(key))}.")
+        return Finding(path, f"{where} has no {key}", f"Add {key} = ... to it.", Part.KEY)
+    if detail["type"] == "farm":
+        return Finding(path, f'"{named}" in {where} {context["what"]}', str(context["next_step"]))
+    subject = f'"{named}" in {where}' if len(path) > 1 and where != named else f'"{named}"'
+    if expected := _EXPECTED.get(detail["type"]):
+        if named in TABLES and len(path) <= 2:
+            header = f"[{named}]" if named in ("farm", "node") else f"[[{named}]]"
+            return Finding(path, f'"{named}" is {shown(detail["input"])}, not a table', f"Write {header} on a line.")
+        return Finding(path, f"{subject} is {shown(detail['input'])}, not {expected}", f"Write {expected}.")
+    value = (
+        f"has {len(detail['input'])} entries" if isinstance(detail["input"], list) else f"is {shown(detail['input'])}"
+    )
+    for bound, words in _BOUNDS.items():
+        if bound in context:
+            return Finding(path, f"{subject} {value}", words.format(context[bound]))
+    return Finding(path, f"{subject} {value}", f"{detail['msg']}.")
+
+
+def _required(table: str) -> str:
+    from farmd.model.farmshape import TABLES
+
+    names = [name for name, field in TABLES[table].model_fields.items() if field.is_required()]
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _unknown_key(path: Path, where: str) -> Finding:
+    from farmd.model.farmcheck import Finding
+    from farmd.model.farmshape import known_keys, suggestion
+
+    key = str(path[-1])
+    table = None if len(path) == 1 else str(path[0])
+    known = known_keys(table)
+    if table is None:
+        listed = "The tables are " + ", ".join(known) + "."
+        return Finding(path, f'unknown table or key "{key}"', suggestion(key, known, listed), Part.KEY)
+    listed = f"It can have {', '.join(known)}."
+    return Finding(path, f'unknown key "{key}" in {where}', suggestion(key, known, listed), Part.KEY)
+
+
+def _label(path: Path, data: dict[str, Any]) -> str:
+    """How a person calls the table that `path` leads into: `[farm]`, or `[[rule]] "web"`."""
+    table = str(path[0])
+    if len(path) < 2 or not isinstance(path[1], int):
+        return f"[{table}]"
+    entry = data[table][path[1]]
+    name = (entry.get("name") or entry.get("address")) if isinstance(entry, dict) else None
+    return f'[[{table}]] "{name}"' if isinstance(name, str) else f"[[{table}]] number {path[1] + 1}"
