@@ -8,6 +8,7 @@
     ├── Refused              a safety check said no; `--force` may override where the text says so
     ├── NotFound             no such node, rule, VIP or group
     ├── NotPermitted         the caller may not do this
+    ├── BadRequest           a request or an argument that means nothing; nothing was done
     ├── DaemonUnreachable    farmctl found no farmd on the socket
     └── TimedOut             we stopped waiting; the operation itself goes on
 
@@ -60,6 +61,12 @@ class NotPermitted(FarmError):
     """The caller may not do this."""
 
     code = "not-permitted"
+
+
+class BadRequest(FarmError):
+    """A request or an argument that means nothing; nothing was done."""
+
+    code = "bad-request"
 
 
 class DaemonUnreachable(FarmError):
