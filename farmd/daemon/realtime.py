@@ -25,7 +25,9 @@ def go_realtime() -> tuple[str, ...]:
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_PRIORITY))
     except OSError as error:
-        refused.append(f"real-time scheduling was refused ({error.strerror}): grant CAP_SYS_NICE and real-time bandwidth")
+        refused.append(
+            f"real-time scheduling was refused ({error.strerror}): grant CAP_SYS_NICE and real-time bandwidth"
+        )
         _take_best_nice(refused)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon process: wires filter, network, engine, sockets and API together, and lets each of them fail alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from farmd.daemon import api, httpd
+from farmd.daemon.backend import DaemonBackend
+from farmd.daemon.connections import take_census
+from farmd.daemon.eventlog import EventLog
+from farmd.daemon.fingerprint import fingerprint
+from farmd.daemon.log import log
+from farmd.daemon.report import EngineReport
+from farmd.daemon.supervisor import EngineSupervisor
+from farmd.dataplane.filter import Filter
+from farmd.dataplane.hash import bucket_of
+from farmd.membership.keys import KeyRing
+from farmd.model.answers import ProblemData
+from farmd.model.config import FarmConfig, Profile
+from farmd.model.errors import FarmError
+from farmd.model.interfaces import InterfaceFacts
+from farmd.model.nodes import Role
+from farmd.net import gateway, sockets
+
+_CENSUS_S = 1.0
+_CENSUS_HOLDING_S = 0.25
+"""While connections of moved buckets are waited for: a drain should end when the last one does."""
+_GATEWAY_S = 0.2
+
+
+class Daemon:
+    """One node's daemon, from after its set-up to its end."""
+
+    def __init__(
+        self,
+        config: FarmConfig,
+        config_path: Path,
+        ring: KeyRing,
+        filter_: Filter | None,
+        facts: Sequence[InterfaceFacts],
+    ) -> None:
+        self._config = config
+        self._hash_key = ring.hash_key
+        self._facts = facts
+        self._stop = asyncio.Event()
+        self._problems: list[ProblemData] = []
+        self._events = EventLog(config.state_dir)
+        self._engine = EngineSupervisor(config, config_path, fingerprint(config, ring), self._on_event, self._tell)
+        backend = DaemonBackend(config, ring.hash_key, self._engine, filter_, self._events, self._problems)
+        self._app = api.build(backend)
+        for one in () if filter_ is None else filter_.attachments:
+            how = "reattached" if one.reattached else "attached"
+            self._tell("filter.attached", f"{how} to {one.interface} in {one.mode} mode: {one.reason}")
+
+    def stop(self) -> None:
+        """End this process; filter, VIPs and engine stay as they are."""
+        self._stop.set()
+
+    async def run(self) -> bool:
+        """Serve until stopped (False) or until this node has left the farm (True)."""
+        tasks = [asyncio.create_task(httpd.serve(self._app, self._config.api_socket, self._stop), name="api")]
+        engine = asyncio.create_task(self._engine.run(), name="engine supervisor")
+        if self._config.me.role is Role.NODE:
+            tasks.append(asyncio.create_task(self._count_sockets(), name="socket census"))
+        if self._config.profile is Profile.AVAILABLE:
+            tasks.append(asyncio.create_task(self._watch_gateway(), name="gateway watch"))
+        stopped = asyncio.create_task(self._stop.wait(), name="stop")
+        done, _ = await asyncio.wait([*tasks, engine, stopped], return_when=asyncio.FIRST_COMPLETED)
+        self._stop.set()
+        left = engine in done
+        for task in (engine, *tasks[1:]):
+            task.cancel()
+        self._events.close()
+        await asyncio.gather(*tasks[1:], engine, return_exceptions=True)
+        await tasks[0]  # The API ends its requests by itself; its error, if it had one, is ours.
+        return left
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        self._events.append(event["type"], event["text"], event["data"])
+
+    def _tell(self, kind: str, text: str) -> None:
+        log(self._config.me.name, kind, text)
+        self._events.append(kind, text, {})
+
+    async def _count_sockets(self) -> None:
+        """Tell the engine how many connections live here, and which held buckets nobody needs any more."""
+        while True:
+            holding = False
+            with suppress(FarmError):
+                holding = await self._census(await self._engine.report())
+            await asyncio.sleep(_CENSUS_HOLDING_S if holding else _CENSUS_S)
+
+    async def _census(self, report: EngineReport) -> bool:
+        found = await asyncio.to_thread(sockets.connections, self._config.vips)
+        census = take_census(found, self._config.rules, report.planes, self._hash_key, bucket_of)
+        await self._engine.ask("connections", established=census.established, held=census.held)
+        if any(census.forgettable):
+            # No SYN passes in a held bucket, so an empty one stays empty; the ballot says "unless it moved meanwhile".
+            planes = [f"{plane:x}" for plane in census.forgettable]
+            await self._engine.ask("forget-held", planes=planes, ballot=str(report.view and report.view.ballot))
+        return any(plane.held for plane in report.planes)
+
+    async def _watch_gateway(self) -> None:
+        address = self._config.gateway
+        if address is None:
+            return
+        while True:
+            reachable = await gateway.reachable(address, self._facts[0], timeout_s=_GATEWAY_S)
+            with suppress(FarmError):
+                await self._engine.ask("gateway", reachable=reachable)
+            await asyncio.sleep(_GATEWAY_S)

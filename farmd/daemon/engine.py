@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine process: runs the membership core over UDP and the kernel, and does nothing else.
+
+It is the only writer of the planes and the lease. No disk, name service, subprocess or HTTP on this loop: a late engine
+darkens its own node. Commands of the core are executed strictly in order, because "release, then promise" is what makes
+the farm exclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from farmd.daemon.clock import boot_ns, suspended_ns
+from farmd.daemon.engineserver import EngineServer
+from farmd.daemon.fingerprint import fingerprint
+from farmd.daemon.keyfile import read_key_file
+from farmd.daemon.log import log
+from farmd.daemon.realtime import go_realtime
+from farmd.daemon.report import EngineReport, PeerReport, encode_report
+from farmd.daemon.transport import Transport
+from farmd.membership.core import Node
+from farmd.membership.keys import KeyRing
+from farmd.membership.messages import Drain, Leave, Ready, Request, SetWeight
+from farmd.membership.types import Command, Halt, Happened, Send, Settings, WriteLease, WritePlanes
+from farmd.membership.wire import Channel, Dropped
+from farmd.model import farmfile
+from farmd.model.config import FarmConfig
+from farmd.model.errors import FarmError
+from farmd.model.nodes import BootId, NodeId, Role
+from farmd.model.planes import CLOSED, Planes
+from farmd.model.view import weights_table
+
+_BATCH = 64
+"""Datagrams taken from one socket before the loop looks at its timers again."""
+_SUSPEND_TOLERANCE_NS = 50_000_000
+"""Jiffies stand still in a suspend and BOOTTIME goes on; below this the two clocks just drift."""
+
+
+class Kernel(Protocol):
+    """The seam to the filter's maps: `farmd.dataplane.planes.KernelPlanes`, or nothing on a witness."""
+
+    def write(self, group: int, planes: Planes) -> None:
+        """Replace a group's planes."""
+
+    def renew(self, deadline_boot_ns: int) -> None:
+        """Let the filter accept until that instant; 0 closes it."""
+
+
+class Engine:
+    """Executes the core's commands and feeds it what happens."""
+
+    def __init__(self, config: FarmConfig, ring: KeyRing, kernel: Kernel | None, transport: Transport) -> None:
+        now = boot_ns()
+        self._config = config
+        self._fingerprint = fingerprint(config, ring)
+        self._kernel = kernel
+        self._transport = transport
+        self._boot = BootId(secrets.randbits(64))
+        self._node = Node(_settings(config), self._boot, now)
+        self._channel = Channel(ring, config.farm, config.me.id, self._boot)
+        self._written: list[Planes] = [CLOSED] * len(config.groups)
+        self._deadline_ns = 0
+        self._alive_ns = now
+        self._suspended_ns = suspended_ns()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stop = asyncio.Event()
+        self._warnings: tuple[str, ...] = ()
+        self._dropped: dict[str, int] = {}
+        self._server = EngineServer(config.engine_socket, self._answer, self._orphaned)
+        # A bench shows with it what a farm without `held` and `fresh` does to connections; never set in earnest.
+        self._plain_swap = os.environ.get("FARMD_LAB_PLAIN_SWAP") == "1"
+
+    async def run(self) -> None:
+        """Serve until the core halts."""
+        loop = asyncio.get_running_loop()
+        self._close_filter()
+        await self._server.start()
+        for own in self._transport.sockets:
+            loop.add_reader(own, self._readable, own)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leave)
+        self._warnings = go_realtime()
+        for warning in self._warnings:
+            log(self._config.me.name, "engine.slow", warning)
+        self._wake()
+        try:
+            await self._stop.wait()
+        finally:
+            self._close_filter()
+            self._server.close()
+            self._transport.close()
+
+    # What happens -----------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        now = self._notice_stall()
+        self._execute(self._node.tick(now))
+
+    def _readable(self, own: socket.socket) -> None:
+        self._notice_stall()
+        for datagram in self._transport.receive(own, _BATCH):
+            now = boot_ns()
+            opened = self._channel.open(datagram, now)
+            if isinstance(opened, Dropped):
+                self._dropped[opened] = self._dropped.get(opened, 0) + 1
+            else:
+                self._execute(self._node.receive(now, opened.sender, opened.message))
+
+    def _notice_stall(self) -> int:
+        """Rule 8: after a stall of our own, what waits in the sockets is old news. Returns the time now."""
+        now = boot_ns()
+        pause, self._alive_ns = now - self._alive_ns, now
+        suspended = suspended_ns()
+        slept, self._suspended_ns = suspended - self._suspended_ns, suspended
+        if slept > _SUSPEND_TOLERANCE_NS:
+            self._close_filter()
+        if pause > self._config.timing.lease_ns // 2 or slept > _SUSPEND_TOLERANCE_NS:
+            self._transport.drop_backlog()
+            now = self._alive_ns = boot_ns()
+            self._execute(self._node.stalled(now, pause))
+        return now
+
+    def _orphaned(self) -> None:
+        log(self._config.me.name, "engine.orphaned", "no daemon came back within the grace time: leaving the farm")
+        self._leave()
+
+    def _leave(self) -> None:
+        self._execute(self._node.request(boot_ns(), Leave()))
+
+    # What the core wants ----------------------------------------------------------------------------------------
+
+    def _execute(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case WritePlanes(planes):
+                    self._write_planes(planes)
+                case WriteLease(deadline_ns):
+                    self._write_lease(deadline_ns)
+                case Send(to, message):
+                    self._transport.send(self._channel.seal(message), to)
+                case Happened(event):
+                    log(self._config.me.name, event.type, event.text)
+                    self._server.publish({"type": event.type, "text": event.text, "data": dict(event.data)})
+                case Halt():
+                    self._stop.set()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(0, self._node.next_wakeup_ns() - boot_ns()) / 1e9
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+
+    def _write_planes(self, planes: tuple[Planes, ...]) -> None:
+        for group, wanted in enumerate(planes):
+            if self._plain_swap:
+                wanted = Planes(own=wanted.own)
+            if self._kernel is not None and wanted != self._written[group]:
+                self._kernel.write(group, wanted)
+            self._written[group] = wanted
+
+    def _write_lease(self, deadline_ns: int) -> None:
+        if self._kernel is not None:
+            self._kernel.renew(deadline_ns)
+        self._deadline_ns = deadline_ns
+
+    def _close_filter(self) -> None:
+        """Rule 7, and our last act: accept nothing. The lease first, as it closes everything at once."""
+        self._write_lease(0)
+        for group in range(len(self._written)):
+            if self._kernel is not None:
+                self._kernel.write(group, CLOSED)
+            self._written[group] = CLOSED
+
+    # What the daemon asks ---------------------------------------------------------------------------------------
+
+    def _answer(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        now = boot_ns()
+        match what:
+            case "report":
+                return {"report": encode_report(self._report(now))}
+            case "request":
+                self._execute(self._node.request(now, _request(arguments)))
+            case "forget-held" if arguments["ballot"] == str(self._node.status(now).view_ballot):
+                for group, plane in enumerate(arguments["planes"]):
+                    self._execute(self._node.forget_held(now, group, int(plane, 16)))
+            case "forget-held":
+                pass  # Buckets have moved since the daemon looked; it looks again.
+            case "connections":
+                self._node.report_connections(arguments["established"], arguments["held"])
+            case "gateway":
+                self._execute(self._node.gateway(now, arguments["reachable"]))
+            case _:
+                raise FarmError("the membership engine", f"it does not know {what!r}", "Restart farmd on this node")
+        return {}
+
+    def _report(self, now: int) -> EngineReport:
+        status = self._node.status(now)
+        return EngineReport(
+            at_ns=now,
+            pid=os.getpid(),
+            boot=self._boot,
+            fingerprint=self._fingerprint,
+            phase=status.phase,
+            exclusive=status.exclusive,
+            view=status.view,
+            started=status.started,
+            view_since_ns=status.view_since_ns,
+            deadline_ns=self._deadline_ns,
+            planes=tuple(self._written),
+            peers=tuple(
+                PeerReport(peer.id, peer.state, peer.since_ns, peer.last_heard_ns, peer.connections, peer.held)
+                for peer in status.peers
+            ),
+            warnings=self._warnings,
+            dropped={**self._dropped, "send-errors": self._transport.send_errors},
+        )
+
+
+def _settings(config: FarmConfig) -> Settings:
+    return Settings(
+        me=config.me.id,
+        role=config.me.role,
+        voters=config.voters,
+        nodes=frozenset(member.id for member in config.nodes),
+        witnesses=frozenset(member.id for member in config.members if member.role is Role.WITNESS),
+        weights=tuple(weights_table(weights) for weights in config.weights),
+        timing=config.timing,
+        profile=config.profile,
+    )
+
+
+def _request(arguments: dict[str, Any]) -> Request:
+    match arguments["kind"]:
+        case "drain":
+            return Drain(NodeId(arguments["member"]))
+        case "ready":
+            return Ready(NodeId(arguments["member"]))
+        case "weight":
+            return SetWeight(NodeId(arguments["member"]), arguments["weight"], arguments["group"])
+        case "leave":
+            return Leave()
+        case kind:
+            raise FarmError("the membership engine", f"it does not know the request {kind!r}", "Restart farmd")
+
+
+def main() -> None:
+    """Entry point of the engine process."""
+    parser = argparse.ArgumentParser(prog="farmd-engine", description="The membership engine; started by farmd.")
+    parser.add_argument("--config", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        config = farmfile.load(arguments.config)
+        ring = read_key_file(config.key_file)
+        kernel = None
+        if config.me.role is Role.NODE:
+            from farmd.dataplane.planes import KernelPlanes
+
+            kernel = KernelPlanes.open(config.pin_dir)
+        asyncio.run(Engine(config, ring, kernel, Transport(config)).run())
+    except FarmError as error:
+        log("engine", "engine.failed", str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`farmd`: reads farm.toml, sets the node up, and runs the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from farmd import __version__
+from farmd.daemon.daemon import Daemon
+from farmd.daemon.keyfile import read_key_file
+from farmd.daemon.log import log
+from farmd.dataplane.filter import Filter
+from farmd.membership.keys import KeyRing
+from farmd.model import farmfile
+from farmd.model.config import FarmConfig
+from farmd.model.errors import ConfigError, FarmError
+from farmd.model.interfaces import InterfaceFacts
+from farmd.model.nodes import Role
+from farmd.net import interfaces, setup
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 9
+"""As farmctl's: the configuration is invalid and nothing was changed."""
+
+_DESCRIPTION = """The farm's daemon on this server.
+
+SIGTERM ends this process only: the filter stays attached and the engine serves on for 10 seconds, so that farmd can be
+restarted under traffic. To take the server out of the farm use `farmctl leave`."""
+
+
+def main() -> None:
+    """Entry point of the console script `farmd`."""
+    arguments = _parse(sys.argv[1:])
+    try:
+        config = farmfile.load(arguments.config)
+        ring = read_key_file(config.key_file)
+        if arguments.check:
+            sys.stdout.write(f"{arguments.config}: valid; this node is {config.me.name} of farm {config.farm}\n")
+            return
+        if arguments.purge:
+            _purge(config, ring)
+            return
+        asyncio.run(_run(config, arguments.config, ring))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_CONFIG)
+    except FarmError as error:
+        log("farmd", "farmd.failed", str(error))
+        sys.exit(EXIT_FAILED)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="farmd", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=Path("/etc/farmd/farm.toml"), help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="read the configuration and the keys, change nothing")
+    parser.add_argument("--purge", action="store_true", help="detach the filter, remove VIPs and pins, and end")
+    parser.add_argument("--version", action="version", version=f"farmd {__version__}")
+    return parser.parse_args(argv)
+
+
+async def _run(config: FarmConfig, config_path: Path, ring: KeyRing) -> None:
+    filter_, facts = _set_up(config, ring) if config.me.role is Role.NODE else (None, ())
+    daemon = Daemon(config, config_path, ring, filter_, facts)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, daemon.stop)
+    left = await daemon.run()
+    log(
+        config.me.name,
+        "farmd.ended",
+        "this node has left the farm" if left else "stopped; the engine serves on for 10 s",
+    )
+
+
+def _set_up(config: FarmConfig, ring: KeyRing) -> tuple[Filter, tuple[InterfaceFacts, ...]]:
+    """The filter first: until an engine renews its lease it drops everything for a VIP, so that adding the VIPs to this
+    host afterwards cannot make it answer beside the farm."""
+    facts = _facts(config)
+    filter_ = Filter.attach(config, ring.hash_key, facts)
+    setup.apply(config, facts)
+    return filter_, facts
+
+
+def _facts(config: FarmConfig) -> tuple[InterfaceFacts, ...]:
+    return interfaces.facts(config.interfaces or config.me.addresses[:1])
+
+
+def _purge(config: FarmConfig, ring: KeyRing) -> None:
+    if config.me.role is not Role.NODE:
+        return
+    facts = _facts(config)
+    # VIPs first: without the filter this host would answer for them.
+    setup.remove(config, facts)
+    Filter.attach(config, ring.hash_key, facts).detach()
