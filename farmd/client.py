@@ -75,7 +75,10 @@ class Client:
         return self._call("GET", "/v1/counters", "Counters")
 
     def events(self, after: int = 0, limit: int = 100, wait_s: float = 0.0) -> Answer[EventList]:
-        """Up to `limit` events after id `after`; when there are none, wait up to `wait_s` (60 at most) for one."""
+        """Up to `limit` events after id `after`; when there are none, wait up to `wait_s` (60 at most) for one.
+
+        A negative `after` counts back from the last id: -20 begins with the newest 20.
+        """
         query = urlencode({"after": after, "limit": limit, "wait": wait_s})
         return self._call("GET", f"/v1/events?{query}", "EventList", extra_s=wait_s)
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -67,7 +68,10 @@ class Backend(Protocol):
         """The filter's counters."""
 
     async def events(self, after: int, limit: int, wait_s: float) -> EventList:
-        """Up to `limit` events after id `after`; when there are none, wait up to `wait_s` for one."""
+        """Up to `limit` events after id `after`; when there are none, wait up to `wait_s` for one.
+
+        A negative `after` counts back from the last id: -20 begins with the newest 20.
+        """
 
     async def drain(self, member: str, force: bool, reason: str | None) -> Operation:
         """Give `member` no new clients. Refused for the last serving member without `force`."""
@@ -128,7 +132,7 @@ class _Api:
         query = _Query(request, {"after", "limit", "wait"})
         wait_s = query.number("wait", float, 0.0, low=0, high=MAX_WAIT_S)
         limit = query.number("limit", int, _DEFAULT_EVENTS, low=1, high=MAX_EVENTS)
-        return await self._backend.events(query.number("after", int, 0, low=0), limit, wait_s)
+        return await self._backend.events(query.number("after", int, 0), limit, wait_s)
 
     async def explain(self, request: Request) -> Explanation:
         query = _Query(request, {"client", "port", "vip", "vport", "protocol"})
@@ -223,20 +227,20 @@ class _Query:
             if name not in known:
                 raise BadRequest(name, "there is no such parameter", _known("parameters", known))
 
-    def number(self, name: str, kind: type[_T], default: _T, *, low: float, high: float | None = None) -> _T:
+    def number(self, name: str, kind: type[_T], default: _T, *, low: float = -inf, high: float = inf) -> _T:
         """The number `name`, `default` if it is not given."""
         text = self._values.get(name)
         if text is None:
             return default
-        span = f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
         word = "whole number" if kind is int else "number"
+        span = word if high == inf else f"{word} from {low:g} to {high:g}"
         try:
             value = kind(text)  # type: ignore[call-arg]
         except ValueError as error:
-            raise BadRequest(name, f"{text!r} is not a {word}", f"Give a {word} {span}") from error
+            raise BadRequest(name, f"{text!r} is not a {word}", f"Give a {span}") from error
         # Written so that NaN is out of range too.
-        if not (low <= float(value) and (high is None or float(value) <= high)):  # type: ignore[arg-type]
-            raise BadRequest(name, f"{text} is out of range", f"Give a {word} {span}")
+        if not low <= value <= high:  # type: ignore[operator]
+            raise BadRequest(name, f"{text} is out of range", f"Give a {span}")
         return value
 
     def optional_number(self, name: str) -> int | None:

@@ -79,12 +79,14 @@ class EventLog:
         return event
 
     def since(self, after: int, limit: int) -> list[EventData]:
-        """The oldest `limit` events with an id above `after`.
+        """The oldest `limit` events with an id above `after`; a negative `after` counts back from the last id.
 
         An `after` above the last id comes from a log that is gone (the state folder was emptied): such a reader gets
         everything.
         """
-        if after > self.last_id:
+        if after < 0:
+            after += self.last_id
+        elif after > self.last_id:
             after = 0
         return [event for event in self._ring if event["id"] > after][:limit]
 

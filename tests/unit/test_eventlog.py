@@ -55,6 +55,16 @@ def test_since_gives_the_oldest_first_and_no_more_than_asked(tmp_path: Path) -> 
     assert log.since(7, 10) == []
 
 
+def test_a_negative_after_counts_back_from_the_newest(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    assert log.since(-2, 10) == []
+    for number in range(1, 8):
+        log.append("n", str(number))
+
+    assert [event["id"] for event in log.since(-2, 10)] == [6, 7]
+    assert len(log.since(-100, 10)) == 7
+
+
 def test_a_reader_of_a_log_that_is_gone_gets_everything(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.append("n", "one")
