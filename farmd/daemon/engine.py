@@ -95,7 +95,7 @@ class Engine:
             await self._stop.wait()
         finally:
             self._close_filter()
-            self._server.close()
+            await self._server.close()
             self._transport.close()
 
     # What happens -----------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class EngineServer:
         self._path = path
         self._answer = answer
         self._orphaned = orphaned
-        self._daemons: set[asyncio.StreamWriter] = set()
+        self._daemons: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self._grace: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
 
@@ -62,17 +62,20 @@ class EngineServer:
             if daemon.transport.get_write_buffer_size() < _EVENT_BACKLOG:
                 daemon.write(line)
 
-    def close(self) -> None:
-        """Stop listening and remove the socket."""
+    async def close(self) -> None:
+        """Stop listening, hang up and remove the socket."""
         if self._server is not None:
             self._server.close()
         for daemon in self._daemons:
             daemon.close()
+        await asyncio.gather(*(task for task in self._daemons.values() if task is not None))
+        if self._grace is not None:
+            self._grace.cancel()
         with suppress(FileNotFoundError):
             self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._daemons.add(writer)
+        self._daemons[writer] = asyncio.current_task()
         if self._grace is not None:
             self._grace.cancel()
         try:
@@ -82,7 +85,7 @@ class EngineServer:
         except (ConnectionError, ValueError):
             pass  # A daemon that died or went mad; the next one gets a fresh line.
         finally:
-            self._daemons.discard(writer)
+            del self._daemons[writer]
             writer.close()
             if not self._daemons:
                 self._await_daemon()

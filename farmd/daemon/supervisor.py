@@ -141,8 +141,8 @@ class EngineSupervisor:
 
 
 def _start_engine(config_path: Path) -> subprocess.Popen[bytes]:
-    # Its own session, so that no signal meant for the daemon's group reaches it. Not asyncio's subprocess: that one kills
-    # its child when the loop closes.
+    # Its own session, so that no signal meant for the daemon's group reaches it. Not asyncio's subprocess: that one
+    # kills its child when the loop closes.
     return subprocess.Popen(
         [sys.executable, "-m", "farmd.daemon.engine", "--config", str(config_path)],
         stdin=subprocess.DEVNULL,
