@@ -61,6 +61,7 @@ class EngineLink:
             pass  # Torn off in the middle of a line: the same as a closed connection.
         finally:
             self.lost.set()
+            self._writer.close()
             for waiting in self._waiting.values():
                 waiting.cancel()
 
