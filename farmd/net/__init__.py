@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This node's side of the network: interfaces, addresses, kernel settings, sockets, the gateway. Through netlink."""
