@@ -167,8 +167,8 @@ def _add_address(route: Any, lo: int, vip: Address) -> None:
     if vip.version == 4:
         call = {"family": socket.AF_INET, "prefixlen": 32, "scope": _SCOPE_HOST}
     elif sysctl.read("ipv6/conf/lo/disable_ipv6") == 0:
-        lifetimes = {"ifa_preferred": 0, "ifa_valid": _FOREVER}
-        call = {"family": socket.AF_INET6, "prefixlen": 128, "flags": _IFA_F_NODAD, "cacheinfo": lifetimes}
+        quiet = {"flags": _IFA_F_NODAD, "preferred": 0, "valid": _FOREVER}
+        call = {"family": socket.AF_INET6, "prefixlen": 128, **quiet}
     else:
         step = "Switch it on: sysctl net.ipv6.conf.lo.disable_ipv6=0, or remove this VIP."
         raise KernelError(f"VIP {vip}", "IPv6 is switched off on lo", step)
