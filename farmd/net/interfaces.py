@@ -7,15 +7,13 @@ import array
 import fcntl
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Any
 
-from farmd.model.config import FarmConfig
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
-from farmd.model.nodes import Role
 from farmd.model.rules import Address
 from farmd.net.netlink import talk
 
@@ -25,39 +23,36 @@ _DRVINFO = struct.Struct("=I32s32s32s32s32s12sIIIII")
 """`struct ethtool_drvinfo`: the command, then the driver's name."""
 
 
-def resolve(config: FarmConfig) -> tuple[InterfaceFacts, ...]:
-    """The interfaces that the filter goes on: those that farm.toml names, else the one with this node's first address.
+def facts(wanted: Sequence[str] | Sequence[Address]) -> tuple[InterfaceFacts, ...]:
+    """The interfaces that `wanted` names, or that have its addresses: in its order, each once.
 
-    Empty on a witness. Raises KernelError if one does not exist or nothing carries the address.
+    Raises KernelError for a name that does not exist and for an address that no interface has.
     """
-    if config.me.role is Role.WITNESS:
-        return ()
-    return named(config.interfaces) if config.interfaces else carrying(config.me.addresses[:1])
+    links = {link.name: link for link in every()}
+    holders: dict[Address, list[int]] = {}
+    if any(not isinstance(item, str) for item in wanted):
+        holders = talk("network addresses", lambda route: _holders(route.get_addr()))
+    found = (_by_name(item, links) if isinstance(item, str) else _by_address(item, holders, links) for item in wanted)
+    return tuple(dict.fromkeys(found))
 
 
-def named(names: Sequence[str]) -> tuple[InterfaceFacts, ...]:
-    """Facts about the interfaces called `names`, in that order. Raises KernelError for one that does not exist."""
-    links = {facts.name: facts for facts in every()}
-    for name in names:
-        if name not in links:
-            close = get_close_matches(name, links, n=1)
-            hint = f'Did you mean "{close[0]}"?' if close else f"There are {', '.join(sorted(links))}."
-            raise KernelError(f"interface {name}", "there is none of this name in this network namespace", hint)
-    return tuple(links[name] for name in names)
+def _by_name(name: str, links: Mapping[str, InterfaceFacts]) -> InterfaceFacts:
+    if name in links:
+        return links[name]
+    close = get_close_matches(name, links, n=1)
+    hint = f'Did you mean "{close[0]}"?' if close else f"There are: {', '.join(sorted(links)) or 'none'}."
+    raise KernelError(f"interface {name}", "there is none of this name in this network namespace", hint)
 
 
-def carrying(addresses: Iterable[Address]) -> tuple[InterfaceFacts, ...]:
-    """Facts about the interfaces that have `addresses`, each once. Raises KernelError for an address that none has."""
-    holders = talk("network addresses", lambda route: _holders(route.get_addr()))
-    links = {facts.ifindex: facts for facts in every()}
-    found: dict[int, InterfaceFacts] = {}
-    for address in addresses:
-        indexes = [index for index in holders.get(address, ()) if index in links]
-        if not indexes:
-            cause = "no interface of this network namespace has it"
-            raise KernelError(f"address {address}", cause, "Configure it, or correct this member's addresses.")
-        found.setdefault(indexes[0], links[indexes[0]])
-    return tuple(found.values())
+def _by_address(
+    address: Address, holders: Mapping[Address, list[int]], links: Mapping[str, InterfaceFacts]
+) -> InterfaceFacts:
+    indexes = holders.get(address, [])
+    for link in links.values():
+        if link.ifindex in indexes:
+            return link
+    cause = "no interface of this network namespace has it"
+    raise KernelError(f"address {address}", cause, "Configure it, or correct this member's addresses in farm.toml.")
 
 
 def every() -> tuple[InterfaceFacts, ...]:

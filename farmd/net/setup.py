@@ -84,14 +84,17 @@ def apply(config: FarmConfig, interfaces: Sequence[InterfaceFacts]) -> Applied:
     return Applied(acceptance, tuple(work.changes))
 
 
-def remove(config: FarmConfig) -> tuple[str, ...]:
+def remove(config: FarmConfig, interfaces: Sequence[InterfaceFacts] = ()) -> tuple[str, ...]:
     """Undoes what `apply` is known to have changed; says what was undone.
 
-    A setting that someone has changed since is left alone. Without a record only the VIPs are taken off lo.
+    A setting that someone has changed since is left alone. If the record is lost, the VIPs are taken off lo, the virtual
+    MAC off `interfaces`, and settings stay.
     """
     work = _Work(config, load(config.state_dir), [])
-    known = (config.state_dir / FILE).exists()
-    addresses = [ip_address(text) for text in work.record.addresses] if known else list(config.vips)
+    if not (config.state_dir / FILE).exists():
+        work.record.addresses.extend(map(str, config.vips))
+        work.record.macs.extend((facts.name, config.virtual_mac.hex(":")) for facts in interfaces)
+    addresses = [ip_address(text) for text in work.record.addresses]
     talk("VIPs on lo", lambda route: _drop_addresses(route, work, addresses))
     talk("virtual MAC", lambda route: _forget_macs(route, work, set()))
     talk("promiscuous mode", lambda route: _not_promiscuous(route, work))

@@ -73,6 +73,11 @@ class Connection:
     cport: int
     state: SocketState
 
+    @property
+    def lingering(self) -> bool:
+        """In TIME_WAIT: no connection any more for people, but its last segments may still come."""
+        return self.state is SocketState.TIME_WAIT
+
 
 def connections(vips: Collection[Address]) -> list[Connection]:
     """Every TCP socket of this network namespace that has a peer and whose local address is one of `vips`.
