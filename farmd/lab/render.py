@@ -77,6 +77,7 @@ http {{
     server {{
 {listens}
         add_header Farm-Node {host.name};
+        add_header Farm-Connection {host.name}/$connection/$connection_requests;
         location / {{ return 200 "{host.name}\\n"; }}
         location = /stream {{
             limit_rate 256;
