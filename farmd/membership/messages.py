@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from farmd.membership.requests import Drain, Leave, Ready, Request, RequestId, SetWeight
 from farmd.model.buckets import BUCKETS, NOBODY, PLANE_BYTES
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, BootId, NodeId
 from farmd.model.rules import MAX_GROUPS
@@ -22,49 +23,6 @@ from farmd.model.view import Ballot, View
 
 class WireError(ValueError):
     """Bytes that are no message of ours."""
-
-
-# ---- requests ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Give `node` no new clients: it stays a member and owns nothing."""
-
-    node: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Take `node` back from draining."""
-
-    node: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class SetWeight:
-    """Set the weight of `node` in one group, or in every group if `group` is None."""
-
-    node: NodeId
-    weight: int
-    group: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Take the asking node out of the farm."""
-
-
-Request = Drain | Ready | SetWeight | Leave
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class RequestId:
-    """Who asked, in which incarnation, and the how-manieth request it was."""
-
-    node: NodeId
-    boot: BootId
-    number: int
 
 
 # ---- messages ------------------------------------------------------------------------------------
@@ -147,7 +105,10 @@ class Propose:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """I have adopted `ballot` and released what it does not give me. Of `claims` (a plane a group) I may have connections."""
+    """I have adopted `ballot` and released what it does not give me.
+
+    `claims` (a plane a group) are the buckets of which the sender may have connections.
+    """
 
     ballot: Ballot
     voting: bool
@@ -298,8 +259,10 @@ def _read_heartbeat(reader: _Reader) -> Heartbeat:
     ballot = reader.ballot()
     entries = [reader.take(_HEARD) for _ in range(count)]
     heard = tuple(Heard(_node(node), tag, last, _flag(supported)) for node, supported, tag, last in entries)
-    bits = [bool(flags >> bit & 1) for bit in range(len(_FLAGS))]
-    return Heartbeat(BootId(boot), seq, ballot, *bits, established, held, heard)
+    started, clear, leads, leased, holding, alone, leaving = (bool(flags >> bit & 1) for bit in range(len(_FLAGS)))
+    return Heartbeat(
+        BootId(boot), seq, ballot, started, clear, leads, leased, holding, alone, leaving, established, held, heard
+    )
 
 
 def _prevote_reply(message: PreVoteReply) -> bytes:
