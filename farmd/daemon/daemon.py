@@ -110,7 +110,7 @@ class Daemon:
         if address is None:
             return
         while True:
-            reachable = await gateway.reachable(address, self._facts[0], timeout_s=_GATEWAY_S)
             with suppress(FarmError):
+                reachable = await gateway.reachable(address, self._facts[0], _GATEWAY_S, self._config.me.addresses[0])
                 await self._engine.ask("gateway", reachable=reachable)
             await asyncio.sleep(_GATEWAY_S)

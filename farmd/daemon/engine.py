@@ -26,17 +26,18 @@ from farmd.daemon.log import log
 from farmd.daemon.realtime import go_realtime
 from farmd.daemon.report import EngineReport, PeerReport, encode_report
 from farmd.daemon.transport import Transport
+from farmd.membership.commands import Command, Halt, Happened, Send, WriteLease, WritePlanes
 from farmd.membership.core import Node
 from farmd.membership.keys import KeyRing
-from farmd.membership.messages import Drain, Leave, Ready, Request, SetWeight
-from farmd.membership.types import Command, Halt, Happened, Send, Settings, WriteLease, WritePlanes
+from farmd.membership.requests import Drain, Leave, Ready, Request, SetWeight
+from farmd.membership.settings import Settings
 from farmd.membership.wire import Channel, Dropped
 from farmd.model import farmfile
 from farmd.model.config import FarmConfig
 from farmd.model.errors import FarmError
 from farmd.model.nodes import BootId, NodeId, Role
 from farmd.model.planes import CLOSED, Planes
-from farmd.model.view import weights_table
+from farmd.model.view import NO_BALLOT, weights_table
 
 _BATCH = 64
 """Datagrams taken from one socket before the loop looks at its timers again."""
@@ -189,7 +190,7 @@ class Engine:
                 return {"report": encode_report(self._report(now))}
             case "request":
                 self._execute(self._node.request(now, _request(arguments)))
-            case "forget-held" if arguments["ballot"] == str(self._node.status(now).view_ballot):
+            case "forget-held" if arguments["ballot"] == str(self._node.status(now).view.ballot):
                 for group, plane in enumerate(arguments["planes"]):
                     self._execute(self._node.forget_held(now, group, int(plane, 16)))
             case "forget-held":
@@ -211,13 +212,13 @@ class Engine:
             fingerprint=self._fingerprint,
             phase=status.phase,
             exclusive=status.exclusive,
-            view=status.view,
+            view=None if status.view.ballot == NO_BALLOT else status.view,
             started=status.started,
-            view_since_ns=status.view_since_ns,
+            view_since_ns=status.started_ns or now,
             deadline_ns=self._deadline_ns,
             planes=tuple(self._written),
             peers=tuple(
-                PeerReport(peer.id, peer.state, peer.since_ns, peer.last_heard_ns, peer.connections, peer.held)
+                PeerReport(peer.node, peer.state, peer.since_ns, peer.last_heard_ns, peer.established, peer.held)
                 for peer in status.peers
             ),
             warnings=self._warnings,
@@ -235,6 +236,8 @@ def _settings(config: FarmConfig) -> Settings:
         weights=tuple(weights_table(weights) for weights in config.weights),
         timing=config.timing,
         profile=config.profile,
+        drain_deadline_ns=int(config.drain_deadline_s * 1e9),
+        names={member.id: member.name for member in config.members},
     )
 
 
