@@ -45,7 +45,8 @@ def main() -> None:
         if arguments.purge:
             _purge(config, ring)
             return
-        asyncio.run(_run(config, arguments.config, ring))
+        filter_, facts = _set_up(config, ring) if config.me.role is Role.NODE else (None, ())
+        asyncio.run(_serve(Daemon(config, arguments.config, ring, filter_, facts), config.me.name))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_CONFIG)
@@ -65,17 +66,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-async def _run(config: FarmConfig, config_path: Path, ring: KeyRing) -> None:
-    filter_, facts = _set_up(config, ring) if config.me.role is Role.NODE else (None, ())
-    daemon = Daemon(config, config_path, ring, filter_, facts)
+async def _serve(daemon: Daemon, node: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, daemon.stop)
     left = await daemon.run()
-    log(
-        config.me.name,
-        "farmd.ended",
-        "this node has left the farm" if left else "stopped; the engine serves on for 10 s",
-    )
+    log(node, "farmd.ended", "this node has left the farm" if left else "stopped; the engine serves on for 10 s")
 
 
 def _set_up(config: FarmConfig, ring: KeyRing) -> tuple[Filter, tuple[InterfaceFacts, ...]]:
