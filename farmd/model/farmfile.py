@@ -12,17 +12,15 @@ import re
 import tomllib
 from hashlib import sha256
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from farmd.model.config import TIMINGS, FarmConfig, Member
 from farmd.model.errors import ConfigError, Problem
 from farmd.model.nodes import NodeId, Role
-from farmd.model.positions import Part, Path, Place, Positions
+from farmd.model.positions import Place, Positions
 from farmd.model.rules import Group, Rule
 
 if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
     from farmd.model.farmcheck import Finding
     from farmd.model.farmshape import FarmFile
 
@@ -65,13 +63,13 @@ def parse(text: str, path: FilePath, *, host_name: str | None = None) -> FarmCon
 
     from farmd.model.farmcheck import findings
     from farmd.model.farmshape import validate
+    from farmd.model.farmwords import shape_findings
 
     host_name = os.uname().nodename if host_name is None else host_name
     try:
         file = validate(data)
     except ValidationError as error:
-        found = [_shape_finding(detail, data) for detail in error.errors(include_url=False)]
-        raise _config_error(found, text, path) from None
+        raise _config_error(shape_findings(error, data), text, path) from None
     if found := findings(file, host_name):
         raise _config_error(found, text, path)
     return _config(file, path, host_name)
@@ -155,92 +153,3 @@ def _positions(text: str) -> Positions | None:
         return Positions(text)
     except (ImportError, ValueError):
         return None
-
-
-_EXPECTED = {
-    "string_type": "a string",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "an array",
-    "dict_type": "a table",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
-}
-"""pydantic's error types that mean "of another type", and what was expected."""
-
-
-_BOUNDS = {
-    "ge": "It must be at least {}.",
-    "gt": "It must be more than {}.",
-    "le": "It can be at most {}.",
-    "lt": "It must be less than {}.",
-    "min_length": "It needs at least {}.",
-    "max_length": "It can have at most {}.",
-}
-"""pydantic's bounds, as they stand in an error's context."""
-
-
-def _shape_finding(detail: ErrorDetails, data: dict[str, Any]) -> Finding:
-    """pydantic's error in our words."""
-    from farmd.model.farmcheck import Finding
-    from farmd.model.farmshape import TABLES, shown
-
-    path: Path = tuple(detail["loc"])
-    key, context = path[-1], detail.get("ctx", {})
-    named = next(step for step in reversed(path) if isinstance(step, str))
-    where = _label(path, data)
-    if detail["type"] == "extra_forbidden":
-        return _unknown_key(path, where)
-    if detail["type"] == "missing":
-        if len(path) == 1:
-            header = f"[{key}]" if key == "farm" else f"[[{key}]]"
-            return Finding((), f"there is no {header} table", f"Add {header} with {_required(str(key))}.")
-        return Finding(path, f"{where} has no {key}", f"Add {key} = ... to it.", Part.KEY)
-    if detail["type"] == "farm":
-        return Finding(path, f'"{named}" in {where} {context["what"]}', str(context["next_step"]))
-    subject = f'"{named}" in {where}' if len(path) > 1 and where != named else f'"{named}"'
-    if expected := _EXPECTED.get(detail["type"]):
-        if named in TABLES and len(path) <= 2:
-            header = f"[{named}]" if named in ("farm", "node") else f"[[{named}]]"
-            return Finding(path, f'"{named}" is {shown(detail["input"])}, not a table', f"Write {header} on a line.")
-        return Finding(path, f"{subject} is {shown(detail['input'])}, not {expected}", f"Write {expected}.")
-    value = (
-        f"has {len(detail['input'])} entries" if isinstance(detail["input"], list) else f"is {shown(detail['input'])}"
-    )
-    for bound, words in _BOUNDS.items():
-        if bound in context:
-            return Finding(path, f"{subject} {value}", words.format(context[bound]))
-    return Finding(path, f"{subject} {value}", f"{detail['msg']}.")
-
-
-def _required(table: str) -> str:
-    from farmd.model.farmshape import TABLES
-
-    names = [name for name, field in TABLES[table].model_fields.items() if field.is_required()]
-    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
-
-
-def _unknown_key(path: Path, where: str) -> Finding:
-    from farmd.model.farmcheck import Finding
-    from farmd.model.farmshape import known_keys, suggestion
-
-    key = str(path[-1])
-    table = None if len(path) == 1 else str(path[0])
-    known = known_keys(table)
-    if table is None:
-        listed = "The tables are " + ", ".join(known) + "."
-        return Finding(path, f'unknown table or key "{key}"', suggestion(key, known, listed), Part.KEY)
-    listed = f"It can have {', '.join(known)}."
-    return Finding(path, f'unknown key "{key}" in {where}', suggestion(key, known, listed), Part.KEY)
-
-
-def _label(path: Path, data: dict[str, Any]) -> str:
-    """How a person calls the table that `path` leads into: `[farm]`, or `[[rule]] "web"`."""
-    table = str(path[0])
-    if len(path) < 2 or not isinstance(path[1], int):
-        return f"[{table}]"
-    entry = data[table][path[1]]
-    name = (entry.get("name") or entry.get("address")) if isinstance(entry, dict) else None
-    return f'[[{table}]] "{name}"' if isinstance(name, str) else f"[[{table}]] number {path[1] + 1}"

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from farmd.model.config import MEMBERSHIP_PORT, TIMINGS, AttachMode, Delivery, Profile
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, Role
-from farmd.model.rules import MAX_GROUPS, MAX_RULES, MAX_VIPS, Address, Affinity, Protocol
+from farmd.model.rules import MAX_RULES, MAX_VIPS, Address, Affinity, Protocol
 
 MAX_ADDRESSES = 4
 """Heartbeat networks of one member."""
@@ -209,7 +209,7 @@ class FarmFile(Table):
     node: NodeTable = NodeTable()
     member: Annotated[list[MemberTable], Field(min_length=1, max_length=MAX_NODES)]
     vip: Annotated[list[VipTable], Field(max_length=MAX_VIPS)] = []
-    group: Annotated[list[GroupTable], Field(max_length=MAX_GROUPS)] = []
+    group: list[GroupTable] = []
     rule: Annotated[list[RuleTable], Field(max_length=MAX_RULES)] = []
 
 

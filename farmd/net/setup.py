@@ -87,8 +87,8 @@ def apply(config: FarmConfig, interfaces: Sequence[InterfaceFacts]) -> Applied:
 def remove(config: FarmConfig, interfaces: Sequence[InterfaceFacts] = ()) -> tuple[str, ...]:
     """Undoes what `apply` is known to have changed; says what was undone.
 
-    A setting that someone has changed since is left alone. If the record is lost, the VIPs are taken off lo, the virtual
-    MAC off `interfaces`, and settings stay.
+    A setting that someone has changed since is left alone. If the record is lost, the VIPs are taken off lo, the
+    virtual MAC off `interfaces`, and settings stay.
     """
     work = _Work(config, load(config.state_dir), [])
     if not (config.state_dir / FILE).exists():
