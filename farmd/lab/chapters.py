@@ -16,7 +16,7 @@ from farmd.lab.load import Load
 from farmd.lab.netns import Part
 from farmd.lab.observer import Observer
 from farmd.lab.packets import Flow
-from farmd.lab.probe import Prober, Takeover
+from farmd.lab.probe import Prober
 from farmd.model.buckets import BUCKETS
 from farmd.model.config import TIMINGS
 
@@ -153,7 +153,7 @@ def link_loss(story: Story, node: str) -> None:
         time.sleep(2 * _WATCH_S)
         result = load.stop()
     tally = story.connections.tally().since(before)
-    seen = takeover_of(story, node, fault)
+    seen = probe.takeover_of(story.observer, node, fault)
     found = story.farm.first_event(others[0], "member.failed", after=last)
     detection = (event_ns(found) - fault) / 1e6
     story.figures["link_loss"] = {
@@ -193,7 +193,6 @@ def freeze(story: Story, node: str) -> None:
     """SIGSTOP of farmd on `node`: its filter must stop by itself, while its nginx and its kernel go on."""
     others = [name for name in story.nodes if name != node]
     plan = story.lab.plan
-    mac = plan.host(node).links[0].mac
     before = story.connections.tally()
     story.say(f"SIGSTOP for daemon and engine of {node}; its kernel, filter and nginx go on")
     with story.prober():
@@ -203,11 +202,9 @@ def freeze(story: Story, node: str) -> None:
         story.farm.wait_serving(others)
         lease_ms = _lease_left_ms(story, node)
         time.sleep(_WATCH_S)
-    asked = story.observer.asked(fault)
-    last = max((at for one in asked for at, by in one.answers if by == mac), default=fault)
-    stopped_ms = (last - fault) / 1e6
+    stopped_ms = probe.last_answer_ms(story.observer, node, fault)
     nginx = any(process.part is Part.NGINX for process in netns.processes(plan.host(node).namespace))
-    seen = takeover_of(story, node, fault, answered_by_others=mac)
+    seen = probe.takeover_of(story.observer, node, fault)
     bound = TIMINGS[plan.timing].lease_ns / 1e6 + _GRACE_MS
     story.say(
         f"{node} answered its last SYN {stopped_ms:.0f} ms after the freeze; its lease ended {-lease_ms:.0f} ms ago"
@@ -226,17 +223,6 @@ def freeze(story: Story, node: str) -> None:
     story.lab.thaw(node)
     took = story.farm.wait_serving(story.nodes)
     story.say(f"{node} serves again after {took:.1f} s")
-
-
-def takeover_of(story: Story, node: str, fault_ns: int, *, answered_by_others: bytes | None = None) -> Takeover:
-    """The takeover of the buckets that `node` served before the fault; answers of `answered_by_others` don't count."""
-    mac = story.lab.plan.host(node).links[0].mac
-    earlier = probe.owners(story.observer.asked(fault_ns - 1_000_000_000, fault_ns))
-    victims = [flow for flow, owner in earlier.items() if owner == mac and flow in set(story.flows)]
-    asked = story.observer.asked(fault_ns)
-    if answered_by_others is not None:
-        asked = [one for one in asked if answered_by_others not in one.answered_by]
-    return probe.takeover(asked, victims, fault_ns)
 
 
 def verdict(story: Story) -> None:

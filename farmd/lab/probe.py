@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from farmd.lab.netns import in_namespace
-from farmd.lab.observer import Asked
+from farmd.lab.observer import Asked, Observer
 from farmd.lab.packets import Flow, syn_frame
 from farmd.lab.plan import PORT_BY_CONNECTION, VIP, VIP6, VIRTUAL_MAC, Host, LabPlan
 
@@ -122,6 +122,21 @@ def takeover(asked: Iterable[Asked], victims: Iterable[Flow], fault_ns: int) -> 
         sampled=sampled,
         silent=len(waiting),
     )
+
+
+def takeover_of(observer: Observer, node: str, fault_ns: int) -> Takeover:
+    """The takeover of the buckets that `node` served in the second before the fault. Its own answers don't count."""
+    mac = observer.plan.host(node).links[0].mac
+    before = owners(observer.asked(fault_ns - 1_000_000_000, fault_ns))
+    victims = [flow for flow, owner in before.items() if owner == mac]
+    return takeover([one for one in observer.asked(fault_ns) if mac not in one.answered_by], victims, fault_ns)
+
+
+def last_answer_ms(observer: Observer, node: str, fault_ns: int) -> float:
+    """How long after the fault `node` gave its last answer, so far; 0 if it gave none."""
+    mac = observer.plan.host(node).links[0].mac
+    times = [at for one in observer.asked(fault_ns) for at, by in one.answers if by == mac]
+    return max(0.0, (max(times, default=fault_ns) - fault_ns) / 1e6)
 
 
 def _open_senders(plan: LabPlan, flows: Sequence[Flow]) -> list[tuple[Flow, socket.socket, bytes]]:
