@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// What the filter shares with user space. One source for three readers: clang (the filter), the C compiler (the Python
+// binding) and cffi, which takes everything but the lines that start with '#'. So: no macros here, only enums and
+// structs.
+#ifndef FARM_ABI_H
+#define FARM_ABI_H
+
+#include <linux/types.h>
+
+enum farm_limit {
+	FARM_ABI_VERSION = 1, // raised whenever a pinned map changes its meaning: then a new filter takes fresh maps
+	FARM_BUCKETS = 4096,
+	FARM_GROUPS = 16,
+	FARM_VIPS = 256,
+	FARM_RULES = 1000,
+	FARM_INTERFACES = 8,
+	FARM_GENERATIONS = 2,  // of the table: one is read while the other is written
+	FARM_FRAGMENTS = 8192, // datagrams whose first fragment we remember
+	FARM_REASONS = 32,
+	FARM_COUNTERS = 1001, // index 0: VIP traffic that belongs to no rule; 1..1000: the rules
+	// Open addressing: a key lies in its home slot or one of the next three, else the table does not hold it. User
+	// space draws seeds until this is so. The tables are three slots longer than the homes, so probing never wraps.
+	FARM_PROBES = 4,
+	FARM_VIP_SHIFT = 54,  // homes are the top bits of a 64-bit product: 1024
+	FARM_RULE_SHIFT = 52, // 4096
+	FARM_VIP_SLOTS = 1027,
+	FARM_RULE_SLOTS = 4099,
+	// jiffies are advanced by one CPU. If a hypervisor stops that one, another steps in after five ticks, so what
+	// we read may be late by six. The lease ends that much earlier, and so never late.
+	FARM_LEASE_MARGIN_TICKS = 6,
+};
+
+// State of a bucket: one byte of the group's planes, so that a move of a bucket is one store and needs no lock.
+enum farm_state {
+	FARM_OWN = 1,	// ours: accept
+	FARM_HELD = 2,	// moved away, its connections may still live here
+	FARM_FRESH = 4, // ours, but a live node still has connections of it; only together with FARM_OWN
+};
+
+enum farm_affinity {
+	FARM_CLIENT_IP = 0,
+	FARM_CLIENT_IP_PORT = 1,
+};
+
+// Why a frame met its fate. The order tells the verdict: not ours, accepted (pass), answered (sent back), dropped.
+enum farm_reason {
+	FARM_NOT_VIP,		  // not for a VIP: passed untouched, not counted
+	FARM_ACCEPT_OWN,	  // a bucket of ours
+	FARM_ACCEPT_FRESH_NEW,	  // a fresh bucket: a new connection, or traffic without connections
+	FARM_ACCEPT_FRESH_SOCKET, // a fresh bucket: the connection's socket is here
+	FARM_ACCEPT_HELD_SOCKET,  // a bucket that moved away: the connection's socket is still here
+	FARM_ACCEPT_COOKIE,	  // a bucket in transition: the ACK returns a SYN cookie of ours
+	FARM_ARP_ANSWERED,	  // an ARP request for a VIP, from a bucket of ours
+	FARM_ND_ANSWERED,	  // a Neighbour Solicitation for a VIP, from a bucket of ours
+	FARM_ARP_NOT_OWNER,	  // ... from a bucket of another node
+	FARM_ND_NOT_OWNER,
+	FARM_ARP_CLAIM,		    // somebody else announces a VIP as its own
+	FARM_DROP_LEASE_OVER,	    // this node may not serve: its lease is over
+	FARM_DROP_NO_RULE,	    // no rule names this protocol and port
+	FARM_DROP_NOT_OWNER,	    // a bucket of another node
+	FARM_DROP_HELD_NEW,	    // a bucket that moved away: new connection or no connection, the owner takes it
+	FARM_DROP_HELD_UNKNOWN,	    // a bucket that moved away: no socket of that connection here
+	FARM_DROP_FRESH_UNKNOWN,    // a fresh bucket: the connection lives on the node that had it before
+	FARM_DROP_FRAGMENT_UNKNOWN, // a later fragment whose first fragment we have not seen
+	FARM_DROP_ICMP_UNKNOWN,	    // an ICMP error about a packet that we did not send, or cannot tell
+	FARM_DROP_HEADER_CHAIN,	    // more IPv6 extension headers than we follow
+	FARM_DROP_MALFORMED,	    // shorter than its headers say, or contradicting itself
+	FARM_DROP_NO_INTERFACE,	    // came in on an interface that the tables do not know
+	FARM_DROP_NO_ROOM,	    // the frame cannot be made long enough for the answer
+	FARM_UNDECIDED,		    // inside the filter only: go on. Also the number of reasons
+	FARM_FIRST_ACCEPT = FARM_ACCEPT_OWN,
+	FARM_FIRST_ANSWER = FARM_ARP_ANSWERED,
+	FARM_FIRST_DROP = FARM_ARP_NOT_OWNER,
+};
+
+// An address in two words, as it lies in memory. IPv4 addresses are in the form ::ffff:a.b.c.d.
+struct farm_address {
+	__u64 words[2];
+};
+
+struct farm_vip_slot {
+	struct farm_address address;
+	__u32 vip; // 1..FARM_VIPS; 0: the slot is free
+	__u32 unused;
+};
+
+struct farm_rule_slot {
+	__u32 key;  // see farm_rule_key()
+	__u16 rule; // 1..FARM_RULES; 0: the slot is free
+	__u8 group;
+	__u8 affinity; // enum farm_affinity
+};
+
+struct farm_interface {
+	__u32 ifindex; // 0: free
+	__u8 mac[6];
+	__u8 unused[2];
+};
+
+// Everything that farm.toml decides. Written whole into the generation that is not in use, then switched to.
+struct farm_table {
+	__u64 hash_key[2];
+	__u64 vip_seed;
+	__u64 rule_seed;
+	__u8 virtual_mac[6];
+	__u8 accept_without_rule;
+	__u8 unused;
+	struct farm_interface interfaces[FARM_INTERFACES];
+	struct farm_vip_slot vips[FARM_VIP_SLOTS];
+	struct farm_rule_slot rules[FARM_RULE_SLOTS];
+};
+
+struct farm_active {
+	__u32 generation;
+	__u32 abi; // FARM_ABI_VERSION of who made the maps
+};
+
+struct farm_planes {
+	__u8 state[FARM_BUCKETS]; // bits of enum farm_state
+};
+
+struct farm_counts {
+	__u64 packets[FARM_REASONS]; // by enum farm_reason
+};
+
+// A reason and the rule that it is counted under (0: none).
+struct farm_outcome {
+	__u16 reason; // enum farm_reason
+	__u16 rule;
+};
+
+struct farm_fragment {
+	struct farm_address client;
+	__u32 id;
+	__u16 vip;
+	__u16 protocol;
+};
+
+enum farm_lease_verb {
+	FARM_LEASE_READ,
+	FARM_LEASE_WRITE,
+};
+
+// The argument of the lease program, handed over by BPF_PROG_TEST_RUN and given back with left_ns filled in.
+struct farm_lease_call {
+	__u64 deadline_ns; // CLOCK_BOOTTIME; 0 closes at once
+	__u64 tick_ns;	   // length of a jiffy
+	__s64 left_ns;	   // what is left of the lease; 0 or less: over
+	__u64 verb;	   // enum farm_lease_verb
+};
+
+#endif

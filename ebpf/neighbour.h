@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// ARP and Neighbour Discovery for VIPs. Every node hears the question; the one that owns the asker's bucket (client-ip,
+// group 0) turns the frame round. The answer names the farm's virtual MAC, but is sent from the interface's own
+// address: a switch must never learn where the virtual MAC is, or it would stop flooding. (farm.bpf.c fills that
+// address in.)
+#ifndef FARM_NEIGHBOUR_H
+#define FARM_NEIGHBOUR_H
+
+#include "table.h"
+
+enum neighbour_constant {
+	ARP_ETHERNET = 1,
+	ARP_REQUEST = 1,
+	ARP_REPLY = 2,
+	ND_SOLICITED = 0x40,
+	ND_OVERRIDE = 0x20,
+	ND_TARGET_LINK_ADDRESS = 2,
+	ND_HOP_LIMIT = 255, // proves that the frame was not routed
+};
+
+// ARP for IPv4 over Ethernet.
+struct arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_bytes;
+	__u8 protocol_bytes;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__u8 sender[4];
+	__u8 target_mac[ETH_ALEN];
+	__u8 target[4];
+} __attribute__((packed));
+
+// A Neighbour Solicitation without its options.
+struct nd_solicitation {
+	struct icmp_header icmp;
+	struct in6_addr target;
+};
+
+// A Neighbour Advertisement with the one option that we send.
+struct nd_advertisement {
+	struct icmp_header icmp;
+	struct in6_addr target;
+	__u8 option;
+	__u8 option_words; // its length in 8 bytes
+	__u8 mac[ETH_ALEN];
+};
+
+// What an ICMPv6 checksum covers.
+struct nd_checked {
+	struct in6_addr source;
+	struct in6_addr destination;
+	__be32 bytes;
+	__be32 next;
+	struct nd_advertisement message;
+};
+
+static __always_inline struct farm_outcome outcome(enum farm_reason reason, __u32 rule)
+{
+	struct farm_outcome result = {reason, rule};
+
+	return result;
+}
+
+static __always_inline __be32 load_ipv4(const __u8 *bytes)
+{
+	__be32 address;
+
+	__builtin_memcpy(&address, bytes, sizeof(address));
+	return address;
+}
+
+// Do we own the bucket of the one who asks?
+static __always_inline int asker_is_ours(const struct farm_table *t, const struct packet *asker)
+{
+	return bucket_state(0, bucket_of(t, asker, 0)) & FARM_OWN;
+}
+
+// An ARP frame; its ARP header begins at `offset`. An enum farm_reason.
+__noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
+{
+	const struct farm_table *t = active_table();
+	struct cursor c = cursor_at(ctx, offset);
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct arp *arp = take(&c, sizeof(*arp));
+	struct packet asker = {};
+	__be32 sender, target;
+
+	if (!t || !arp || (void *)(eth + 1) > c.end)
+		return FARM_NOT_VIP;
+	if (arp->hardware != bpf_htons(ARP_ETHERNET) || arp->protocol != bpf_htons(ETH_P_IP) ||
+	    arp->hardware_bytes != ETH_ALEN || arp->protocol_bytes != sizeof(sender))
+		return FARM_NOT_VIP;
+	sender = load_ipv4(arp->sender);
+	target = load_ipv4(arp->target);
+	if (!find_vip(t, address_of_ipv4(target)))
+		return FARM_NOT_VIP;
+	if (lease_over())
+		return FARM_DROP_LEASE_OVER;
+	if (sender == target)
+		return FARM_ARP_CLAIM;
+	if (arp->operation != bpf_htons(ARP_REQUEST) || eth->h_source[0] & 1)
+		return FARM_DROP_MALFORMED;
+	// A probe (RFC 5227) has sender 0.0.0.0. It hashes like any other, so one node defends the VIP.
+	asker.client = address_of_ipv4(sender);
+	if (!asker_is_ours(t, &asker))
+		return FARM_ARP_NOT_OWNER;
+	arp->operation = bpf_htons(ARP_REPLY);
+	copy_mac(arp->target_mac, arp->sender_mac);
+	__builtin_memcpy(arp->target, &sender, sizeof(sender));
+	copy_mac(arp->sender_mac, t->virtual_mac);
+	__builtin_memcpy(arp->sender, &target, sizeof(target));
+	copy_mac(eth->h_dest, eth->h_source);
+	return FARM_ARP_ANSWERED;
+}
+
+// Is this the multicast address to which neighbours of some IPv6 address are asked for it, ff02::1:ffXX:XXXX?
+static __always_inline int is_solicited_node(struct farm_address address)
+{
+	return address.words[0] == bpf_cpu_to_be64(0xff02000000000000ULL) &&
+	       (address.words[1] & bpf_cpu_to_be64(0xffffffffff000000ULL)) == bpf_cpu_to_be64(0x00000001ff000000ULL);
+}
+
+static __always_inline __u16 checksum(struct nd_checked *checked)
+{
+	__u32 sum = bpf_csum_diff(NULL, 0, (__be32 *)checked, sizeof(*checked), 0);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+// Our answer to `asker`, with everything that its checksum covers.
+static __always_inline void write_nd(struct nd_checked *checked, const struct farm_table *t, struct in6_addr asker,
+				     struct in6_addr target, int duplicate_check)
+{
+	struct nd_advertisement *message = &checked->message;
+
+	checked->source = target;
+	checked->destination = asker;
+	checked->bytes = bpf_htonl(sizeof(*message));
+	checked->next = bpf_htonl(IPPROTO_ICMPV6);
+	message->icmp.type = ICMP6_ADVERTISEMENT;
+	message->icmp.rest[0] = ND_OVERRIDE | ND_SOLICITED;
+	message->target = target;
+	message->option = ND_TARGET_LINK_ADDRESS;
+	message->option_words = 1;
+	copy_mac(message->mac, t->virtual_mac);
+	if (duplicate_check) { // the asker has no address yet: tell all nodes, ff02::1 (RFC 4861, 7.2.4)
+		checked->destination.s6_addr32[0] = bpf_htonl(0xff020000);
+		checked->destination.s6_addr32[3] = bpf_htonl(1);
+		message->icmp.rest[0] = ND_OVERRIDE;
+	}
+	message->icmp.checksum = checksum(checked);
+}
+
+// Turns a solicitation into our advertisement. The tags stay; the frame gets exactly the length that it needs.
+static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const struct farm_table *t,
+						  const struct ipv6hdr *question, struct in6_addr target)
+{
+	const __u16 all_nodes_mac[] = {bpf_htons(0x3333), 0, bpf_htons(1)};
+	const __u32 *asker = question->saddr.s6_addr32;
+	const int duplicate_check = !(asker[0] | asker[1] | asker[2] | asker[3]);
+	int growth = sizeof(*question) + sizeof(struct nd_advertisement) - ((long)ctx->data_end - (long)question);
+	struct nd_checked checked = {};
+	struct cursor c;
+	struct ethhdr *eth;
+	struct ipv6hdr *ip;
+	void *message;
+
+	write_nd(&checked, t, question->saddr, target, duplicate_check);
+	if (growth && bpf_xdp_adjust_tail(ctx, growth))
+		return FARM_DROP_NO_ROOM;
+
+	// The call has made all pointers stale.
+	eth = (void *)(long)ctx->data;
+	c = cursor_at(ctx, 0);
+	parse_ethernet(&c);
+	ip = take(&c, sizeof(*ip));
+	message = take(&c, sizeof(checked.message));
+	if ((void *)(eth + 1) > c.end || !ip || !message)
+		return FARM_DROP_NO_ROOM;
+	copy_mac(eth->h_dest, duplicate_check ? (void *)all_nodes_mac : eth->h_source);
+	ip->payload_len = bpf_htons(sizeof(checked.message));
+	ip->saddr = checked.source;
+	ip->daddr = checked.destination;
+	__builtin_memcpy(message, &checked.message, sizeof(checked.message));
+	return FARM_ND_ANSWERED;
+}
+
+// An ICMPv6 message to a VIP or to a solicited-node address; its IPv6 header begins at `offset`, and no extension
+// follows. An enum farm_reason, FARM_UNDECIDED if it does not ask for a VIP. Its checksum is not verified: an answer to
+// a damaged question harms nobody.
+__noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
+{
+	const struct farm_table *t = active_table();
+	struct cursor c = cursor_at(ctx, offset);
+	struct ipv6hdr *ip = take(&c, sizeof(*ip));
+	struct nd_solicitation *question = take(&c, sizeof(*question));
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct packet asker = {};
+
+	if (!t || !ip || !question || question->icmp.type != ICMP6_SOLICITATION ||
+	    !find_vip(t, address_of_ipv6(&question->target)))
+		return FARM_UNDECIDED;
+	if (lease_over())
+		return FARM_DROP_LEASE_OVER;
+	if (ip->hop_limit != ND_HOP_LIMIT || question->icmp.code || (void *)(eth + 1) > c.end || eth->h_source[0] & 1)
+		return FARM_DROP_MALFORMED;
+	asker.ipv6 = 1;
+	asker.client = address_of_ipv6(&ip->saddr); // all zeros in a check for duplicates: one node defends the VIP
+	if (!asker_is_ours(t, &asker))
+		return FARM_ND_NOT_OWNER;
+	return answer_nd(ctx, t, ip, question->target);
+}
+
+#endif
