@@ -5,8 +5,8 @@
 
 Each kill pulls a node's cable in a farm of three. Takeover is the time from just before the cable is pulled until every
 sampled bucket of that node has been answered by another one, as an observer on the switch's client ports sees it; each
-bucket is probed every 20 ms. Detection is when a survivor says `member.failed`. Each farm loses each node once, then a new
-farm is built, because a node that comes and goes is let in again later every time.
+bucket is probed every 20 ms. Detection is when a survivor says `member.failed`. Each farm loses each node once, then a
+new one is built, because a node that comes and goes is kept out longer every time.
 """
 
 from __future__ import annotations
