@@ -31,7 +31,7 @@ MEANING = {
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "wrong usage: nothing was done",
     ExitCode.UNHEALTHY: "the farm is not healthy (status --check, --wait)",
-    ExitCode.NOT_FOUND: "no such node, rule, group or file",
+    ExitCode.NOT_FOUND: "no such node, rule, group or lab",
     ExitCode.NOT_PERMITTED: "not permitted (see the socket's mode)",
     ExitCode.UNREACHABLE: "farmd does not answer on the socket",
     ExitCode.TIMED_OUT: "stopped waiting; the operation goes on",

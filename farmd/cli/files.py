@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def check_config(
     session: Session,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A farm.toml")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="A farm.toml")],
 ) -> None:
     """Check a farm.toml and show everything wrong with it.
 
@@ -49,7 +49,7 @@ def check_config(
 
 
 def keygen(
-    session: Session, file: Annotated[Path, typer.Argument(metavar="FILE", help="The key file to make")]
+    session: Session, file: Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="The key file to make")]
 ) -> None:
     """Make a new farm key in FILE; never overwrites.
 

@@ -14,7 +14,7 @@ import typer
 from farmd import __version__
 from farmd.cli import counters, demo, drain, events, explain, files, lab, status, weight
 from farmd.cli.errors import ExitCode, exit_code, exit_code_table, paragraph, tell
-from farmd.cli.output import note, say
+from farmd.cli.output import ReaderGone, note, say
 from farmd.cli.session import ColourOption, JsonOption, Session, SocketOption, TimeoutOption
 from farmd.model.errors import FarmError
 
@@ -73,13 +73,12 @@ def run(arguments: Sequence[str]) -> int:
     except FarmError as error:
         tell(error)
         return exit_code(error)
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # What is still in the buffer has nowhere to go; without this the interpreter would complain at its end.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.READER_GONE
     except (KeyboardInterrupt, typer.Abort):
-        note("farmctl: interrupted")
         return ExitCode.INTERRUPTED
     except _UsageError as error:
         note(_usage(error))

@@ -34,9 +34,16 @@ def wants_colour(environment: Mapping[str, str], no_color: bool) -> bool:
     return not (no_color or environment.get("NO_COLOR") or environment.get("TERM") == "dumb") and sys.stdout.isatty()
 
 
+class ReaderGone(Exception):
+    """Whoever read our stdout has closed it. Not an OSError, so that nobody on the way up takes it for one."""
+
+
 def say(text: str) -> None:
-    """A line of data."""
-    print(text, flush=True)
+    """A line of data. Raises ReaderGone when nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def note(text: str) -> None:

@@ -23,8 +23,10 @@ DEFAULT_SOCKET = Path("/run/farmd/api.sock")
 DEFAULT_TIMEOUT_S = 5.0
 _COMPLETION_TIMEOUT_S = 0.2
 
+# readable=False: Typer would call a socket that we may not read a usage error; we say what it is.
 SocketOption = Annotated[
-    Path | None, typer.Option("--socket", metavar="PATH", help="farmd's API socket  [env: FARMCTL_SOCKET]")
+    Path | None,
+    typer.Option("--socket", metavar="PATH", readable=False, help="farmd's API socket  [env: FARMCTL_SOCKET]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON; one object a line where it is a stream")]
 ColourOption = Annotated[bool, typer.Option("--no-color", help="No colour  [env: NO_COLOR]")]

@@ -98,7 +98,7 @@ def unhealthy(status: FarmStatus) -> list[str]:
 def render(answer: Answer[FarmStatus], style: Style) -> str:
     """The status as text."""
     status, now = answer.data, answer.generated_at
-    blocks = [_headline(answer, style), _facts(status, now), _problems(status, style), _members(status, now, style)]
+    blocks = [_headline(answer, style), _problems(status, style), _facts(status, now), _members(status, now, style)]
     if status["rules"]:
         head = ("RULE", "VIP", "PORT", "AFFINITY", "GROUP")
         rows = [
@@ -122,7 +122,7 @@ def _problems(status: FarmStatus, style: Style) -> str:
     for problem in ordered:
         mark, colour = _MARKS.get(problem["severity"], ("!", "yellow"))
         lines.append(f"{style(f'{mark:<2}', colour)} {problem['text']}")
-        lines.append(f"     -> {problem['next_step']}")
+        lines.append(f"   -> {problem['next_step']}")
     return "\n".join(lines)
 
 

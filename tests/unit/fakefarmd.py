@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from farmd.daemon import httpd
 from farmd.daemon.api import build
@@ -229,6 +230,30 @@ def farmctl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         check=False,
         timeout=60,
     )
+
+
+@contextlib.contextmanager
+def running_farmctl(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """farmctl in a process of its own, with pipes, ended at the end of the block at the latest."""
+    with subprocess.Popen(
+        farmctl_command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(stream: IO[str] | None) -> str:
+    """The next line that a process writes; the test fails if it ends instead."""
+    assert stream is not None
+    line = stream.readline()
+    assert line
+    return line
 
 
 def farmctl_command(*arguments: str) -> list[str]:
