@@ -51,6 +51,7 @@ from farmd.membership.messages import (
     Ask,
     Fetch,
     Goodbye,
+    Heard,
     Heartbeat,
     Message,
     PreVote,
@@ -217,8 +218,7 @@ class Node:
             return
         state.know(heartbeat.ballot)
         same = heartbeat.ballot == state.view.ballot
-        tag = boot_tag(state.boot)
-        mine = next((one for one in heartbeat.heard if one.node == state.me and one.boot_tag == tag), None)
+        mine = self._mine(heartbeat)
         if mine is not None:
             peer.in_contact(now_ns, state.settings.contact_ns)
             if same and mine.supported and peer.id in state.settings.voters:
@@ -233,6 +233,11 @@ class Node:
             self._bring_up(now_ns, peer)
         if not heartbeat.holding:
             check_settled(state, now_ns)
+
+    def _mine(self, heartbeat: Heartbeat) -> Heard | None:
+        """What the sender says about this very incarnation; None if it does not hear us."""
+        tag = boot_tag(self._state.boot)
+        return next((one for one in heartbeat.heard if one.node == self._state.me and one.boot_tag == tag), None)
 
     def _support(self, now_ns: int, peer: Peer, heartbeat: Heartbeat) -> None:
         """Rule 2. The first echo under a view is sent at once, because the node may be waiting for it to open."""

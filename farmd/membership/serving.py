@@ -130,9 +130,9 @@ def open_share(state: State, now_ns: int) -> None:
         acquire(planes, share, contested)
         for planes, share, contested in zip(state.planes, state.shares, state.contested, strict=True)
     )
-    regained = not any(planes.own for planes in state.planes) and state.last_started is not None
     write(state, now_ns, opened)
-    if regained and any(state.shares):
+    if state.lost:
+        state.lost = False
         state.tell(EventType.LEASE_REGAINED, "lease regained: this node serves its share again", epoch=state.view.epoch)
 
 
@@ -142,6 +142,7 @@ def expire(state: State, now_ns: int) -> None:
         served = any(planes.own for planes in state.planes)
         close(state, now_ns)
         if served:
+            state.lost = True
             state.tell(EventType.LEASE_LOST, "lease lost: this node serves nothing", epoch=state.view.epoch)
 
 

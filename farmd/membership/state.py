@@ -53,6 +53,8 @@ class State:
         self.planes: tuple[Planes, ...] = (CLOSED,) * groups
         self.written_deadline_ns = 0
         self.opened = False
+        self.lost = False
+        """The lease ran out while serving, which people were told."""
         self.held_since_ns = NEVER_NS
         self.established = 0
         self.held = 0
