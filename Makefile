@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a person types. Each target does its own set-up and may be run again at any time.
+
+# Debian's own interpreter by default: wheels and C modules are then built for what servers run.
+PYTHON ?= /usr/bin/python3
+BIN := .venv/bin
+C_FILES := $(wildcard ebpf/*.[ch] cext/*.[ch] cext/*/*.[ch])
+
+.PHONY: demo test check setup clean help
+
+help:
+	@echo "make demo    three nodes, one virtual IP, on this machine: drain, kill, freeze (as root)"
+	@echo "make test    all checks and all tests (as root)"
+	@echo "make check   style and types only"
+	@echo "make setup   packages, .venv, C and BPF; the others call it"
+	@echo "make clean   remove what was built, .venv included"
+
+demo: setup
+	@$(BIN)/farmctl demo
+
+test: check
+	@$(BIN)/pytest
+
+check: setup
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(if $(C_FILES),clang-format --dry-run -Werror $(C_FILES))
+
+setup:
+	@PYTHON="$(PYTHON)" .ci/setup
+
+clean:
+	@rm -rf .venv .build build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find farmd tests bench cext -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find farmd \( -name '*.so' -o -name '*.bpf.o' \) -delete
