@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 def spell_out_watch(arguments: Sequence[str]) -> Iterator[str]:
     """Give `--watch` its value when none was written after it: our option parser knows no optional values."""
     for index, argument in enumerate(arguments):
-        if argument == "--":
+        if argument in ("--", "exec"):  # what follows belongs to another program
             yield from arguments[index:]
             return
         following = arguments[index + 1] if index + 1 < len(arguments) else ""
