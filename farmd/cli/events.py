@@ -11,7 +11,7 @@ import typer
 
 from farmd.cli.output import age, local_clock, note, say, say_json, table, warn
 from farmd.cli.session import Session, verb
-from farmd.model.errors import DaemonUnreachable
+from farmd.model.errors import DaemonUnreachable, TimedOut
 
 if TYPE_CHECKING:
     from farmd.client import Client
@@ -81,7 +81,7 @@ def _next(client: Client, after: int) -> Sequence[EventData]:
     while True:
         try:
             return client.events(after, _PAGE, _LONG_POLL_S).data["events"]
-        except DaemonUnreachable as error:
+        except (DaemonUnreachable, TimedOut) as error:
             if not told:
                 note(f"farmctl: {error.cause}; waiting for it")
             told = True
