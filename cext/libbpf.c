@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C half of farmd.dataplane._libbpf: what cffi cannot say by itself.
+#include <errno.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+#include <linux/bpf.h>
+#include <linux/if_link.h>
+#include <linux/magic.h>
+#include <linux/membarrier.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include "farm_abi.h"
+#include "siphash.h"
+
+// libbpf tells what went wrong only by printing. We keep the end of it, where the cause stands.
+static char log_text[65536];
+static size_t log_used;
+
+static int keep_log(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	char line[4096];
+	int length = vsnprintf(line, sizeof(line), format, arguments);
+
+	if (level == LIBBPF_DEBUG || length <= 0)
+		return 0;
+	if ((size_t)length >= sizeof(line))
+		length = sizeof(line) - 1;
+	if (log_used + length >= sizeof(log_text)) {
+		memmove(log_text, log_text + sizeof(log_text) / 2, sizeof(log_text) / 2);
+		log_used = log_used > sizeof(log_text) / 2 ? log_used - sizeof(log_text) / 2 : 0;
+	}
+	memcpy(log_text + log_used, line, length);
+	log_used += length;
+	log_text[log_used] = 0;
+	return length;
+}
+
+static void farm_log_start(void)
+{
+	log_used = 0;
+	log_text[0] = 0;
+	libbpf_set_print(keep_log);
+}
+
+static const char *farm_log(void)
+{
+	return log_text;
+}
+
+static int info_of(int fd, void *info, uint32_t size)
+{
+	memset(info, 0, size);
+	return bpf_obj_get_info_by_fd(fd, info, &size) ? -errno : 0;
+}
+
+static int farm_map_info(int fd, struct bpf_map_info *info)
+{
+	return info_of(fd, info, sizeof(*info));
+}
+
+static int farm_program_info(int fd, struct bpf_prog_info *info)
+{
+	return info_of(fd, info, sizeof(*info));
+}
+
+static int farm_program_by_id(uint32_t id)
+{
+	int fd = bpf_prog_get_fd_by_id(id);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static int farm_link_create(int program_fd, int ifindex, uint32_t flags)
+{
+	LIBBPF_OPTS(bpf_link_create_opts, options, .flags = flags);
+	int fd = bpf_link_create(program_fd, ifindex, BPF_XDP, &options);
+
+	return fd < 0 ? -errno : fd;
+}
+
+// `ifindex` becomes 0 if the interface of the link is gone.
+static int farm_link_info(int fd, uint32_t *program_id, uint32_t *ifindex)
+{
+	struct bpf_link_info info;
+	int error = info_of(fd, &info, sizeof(info));
+
+	if (error)
+		return error;
+	*program_id = info.prog_id;
+	*ifindex = info.type == BPF_LINK_TYPE_XDP ? info.xdp.ifindex : 0;
+	return 0;
+}
+
+static int farm_xdp_query(int ifindex, uint32_t *native_id, uint32_t *generic_id, uint32_t *offloaded_id)
+{
+	LIBBPF_OPTS(bpf_xdp_query_opts, found);
+	int error = bpf_xdp_query(ifindex, 0, &found);
+
+	if (error)
+		return error < 0 ? error : -errno;
+	*native_id = found.drv_prog_id;
+	*generic_id = found.skb_prog_id;
+	*offloaded_id = found.hw_prog_id;
+	return 0;
+}
+
+// Runs an XDP program on a frame, as if it had come in on `ifindex` (0: on lo).
+static int farm_run_xdp(int program_fd, uint32_t ifindex, const void *frame, uint32_t size, void *out,
+			uint32_t *out_size, uint32_t repeat, uint32_t *result, uint32_t *duration_ns)
+{
+	struct xdp_md context = {.data_end = size, .ingress_ifindex = ifindex};
+	LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame, .data_size_in = size, .data_out = out,
+		    .data_size_out = *out_size, .repeat = repeat);
+
+	if (ifindex) {
+		options.ctx_in = &context;
+		options.ctx_size_in = sizeof(context);
+	}
+	if (bpf_prog_test_run_opts(program_fd, &options))
+		return -errno;
+	*out_size = options.data_size_out;
+	*result = options.retval;
+	*duration_ns = options.duration;
+	return 0;
+}
+
+static int farm_run_syscall(int program_fd, void *context, uint32_t size, uint32_t *result)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = context, .ctx_size_in = size);
+
+	if (bpf_prog_test_run_opts(program_fd, &options))
+		return -errno;
+	*result = options.retval;
+	return 0;
+}
+
+static int farm_mount_bpffs(const char *path)
+{
+	return mount("bpf", path, "bpf", 0, "mode=0700") ? -errno : 0;
+}
+
+static int farm_is_bpffs(const char *path)
+{
+	struct statfs found;
+
+	if (statfs(path, &found))
+		return -errno;
+	return found.f_type == BPF_FS_MAGIC;
+}
+
+// Waits until every XDP run that began before has ended: this command is defined as an RCU grace period.
+static int farm_rcu_barrier(void)
+{
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) ? -errno : 0;
+}
+
+static uint32_t farm_bucket_of_ipv4(const uint64_t key[2], uint32_t address, uint16_t port)
+{
+	const __u64 words[2] = {key[0], key[1]};
+
+	return farm_bucket_ipv4(words, address, port);
+}
+
+static uint32_t farm_bucket_of_ipv6(const uint64_t key[2], const uint64_t address[2], uint16_t port)
+{
+	const __u64 words[2] = {key[0], key[1]}, client[2] = {address[0], address[1]};
+
+	return farm_bucket_ipv6(words, client, port);
+}
