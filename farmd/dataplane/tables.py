@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filter's table: what `farm.toml` decides, as the bytes of a `struct farm_table`. Pure: touches no kernel object.
+
+VIPs and rules lie in open-addressing tables whose seeds we choose: every key is in its home slot or one of the next
+`FARM_PROBES` - 1, so that the filter's search is short and bounded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from farmd.dataplane._libbpf import ffi, lib
+from farmd.model.config import FarmConfig
+from farmd.model.interfaces import InterfaceFacts
+from farmd.model.rules import Address, Affinity, Protocol, Rule
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MAX_SEEDS = 100_000
+
+MAX_INTERFACES = int(lib.FARM_INTERFACES)
+
+
+def vip_words(vip: Address) -> tuple[int, int]:
+    """An address as the filter compares it: the two little-endian words of its IPv6 form (IPv4: ::ffff:a.b.c.d)."""
+    packed = vip.packed if len(vip.packed) == 16 else bytes(10) + b"\xff\xff" + vip.packed
+    return int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little")
+
+
+def vip_home(seed: int, words: tuple[int, int]) -> int:
+    """Where a VIP's search begins. Mirrors find_vip() in `ebpf/table.h`."""
+    return (((words[0] * _GOLDEN & _MASK) ^ words[1]) * seed & _MASK) >> int(lib.FARM_VIP_SHIFT)
+
+
+def rule_key(vip: int, protocol: Protocol, port: int) -> int:
+    """What a rule is found by. Mirrors farm_rule_key() in `ebpf/table.h`. `vip` counts from 1."""
+    return vip << 17 | (protocol is Protocol.UDP) << 16 | port
+
+
+def rule_home(seed: int, key: int) -> int:
+    """Where a rule's search begins. Mirrors find_rule() in `ebpf/table.h`."""
+    return (key * seed & _MASK) >> int(lib.FARM_RULE_SHIFT)
+
+
+def place(keys: Iterable[Any], home: Callable[[int, Any], int]) -> tuple[int, dict[int, Any]]:
+    """A seed under which every key finds a slot within the bound, and the key of each slot that is taken.
+
+    Raises ValueError if no seed does; with the sizes of `farm_abi.h` that does not happen.
+    """
+    keys = tuple(keys)
+    for attempt in range(_MAX_SEEDS):
+        seed = random.Random(attempt).getrandbits(64) | 1
+        slots: dict[int, Any] = {}
+        for key in keys:
+            first = home(seed, key)
+            free = next((slot for slot in range(first, first + int(lib.FARM_PROBES)) if slot not in slots), None)
+            if free is None:
+                break
+            slots[free] = key
+        else:
+            return seed, slots
+    raise ValueError(f"no seed places {len(keys)} keys")
+
+
+def encode(config: FarmConfig, hash_key: bytes, interfaces: Sequence[InterfaceFacts]) -> bytes:
+    """One generation of the table; `interfaces` are those that the filter is attached to.
+
+    Raises ValueError for more VIPs, rules or interfaces than the filter has room for: the reader of farm.toml and
+    `Filter` check that before.
+    """
+    if len(config.vips) > int(lib.FARM_VIPS) or len(config.rules) > int(lib.FARM_RULES):
+        raise ValueError(f"too many VIPs ({len(config.vips)}) or rules ({len(config.rules)})")
+    if len(interfaces) > MAX_INTERFACES:
+        raise ValueError(f"too many interfaces: {len(interfaces)}")
+    if len(hash_key) != 16 or len(config.virtual_mac) != 6:
+        raise ValueError("the hash key has 16 bytes and the virtual MAC 6")
+    table = ffi.new("struct farm_table *")
+    ffi.memmove(table.hash_key, hash_key, 16)
+    ffi.memmove(table.virtual_mac, config.virtual_mac, 6)
+    table.accept_without_rule = not config.drop_without_rule
+    for entry, facts in zip(table.interfaces, interfaces, strict=False):
+        entry.ifindex = facts.ifindex
+        ffi.memmove(entry.mac, facts.mac, 6)
+    numbers = {vip: number for number, vip in enumerate(config.vips, 1)}
+    _fill_vips(table, numbers)
+    _fill_rules(table, numbers, config.rules)
+    return bytes(ffi.buffer(table))
+
+
+def _fill_vips(table: Any, numbers: Mapping[Address, int]) -> None:
+    by_words = {vip_words(vip): number for vip, number in numbers.items()}
+    table.vip_seed, slots = place(by_words, vip_home)
+    for index, words in slots.items():
+        table.vips[index].address.words = words
+        table.vips[index].vip = by_words[words]
+
+
+def _fill_rules(table: Any, numbers: Mapping[Address, int], rules: Sequence[Rule]) -> None:
+    by_key = {rule_key(numbers[rule.vip], rule.protocol, rule.port): rule for rule in rules}
+    by_key |= {rule_key(numbers[rule.vip], rule.protocol, 0): rule for rule in portless(rules)}
+    table.rule_seed, slots = place(by_key, rule_home)
+    for index, key in slots.items():
+        rule = by_key[key]
+        slot = table.rules[index]
+        slot.key, slot.rule, slot.group = key, rule.index, rule.group
+        slot.affinity = lib.FARM_CLIENT_IP_PORT if rule.affinity is Affinity.CLIENT_IP_PORT else lib.FARM_CLIENT_IP
+
+
+def portless(rules: Sequence[Rule]) -> list[Rule]:
+    """One rule for each VIP and protocol whose rules all steer by client-ip in the same group.
+
+    A later fragment has no ports, but where it goes is then known all the same; it is counted under the first rule.
+    """
+    kinds: dict[tuple[Address, Protocol], list[Rule]] = {}
+    for rule in rules:
+        kinds.setdefault((rule.vip, rule.protocol), []).append(rule)
+    return [
+        same[0]
+        for same in kinds.values()
+        if all(rule.affinity is Affinity.CLIENT_IP and rule.group == same[0].group for rule in same)
+    ]
