@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from farmd.daemon.clock import utc_of_boot_ns
 from farmd.daemon.report import EngineReport, PeerReport
 from farmd.model.answers import (
+    EngineData,
     FarmStatus,
     FilterData,
     GroupShare,
@@ -21,6 +23,9 @@ from farmd.model.answers import (
 from farmd.model.buckets import BUCKETS
 from farmd.model.config import FarmConfig, Member, Profile
 from farmd.model.nodes import MemberState, Role
+
+SEND_ERRORS = "send-errors"
+"""Beside the reasons in `EngineReport.dropped`: what we could not send, not what we did not accept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,37 @@ def farm_status(config: FarmConfig, report: EngineReport, now_ns: int, local: Lo
             for rule in config.rules
         ],
         problems=[*local.problems, *_problems(config, report, members, lease)],
+        engine=_engine(report),
+        config_hash=config_hash(config),
     )
+
+
+def config_hash(config: FarmConfig) -> str:
+    """A hash over what the nodes of a farm must agree on in farm.toml: all but `[node]`. The keys are not in it."""
+    parts = (
+        config.farm,
+        config.profile,
+        config.timing,
+        config.delivery,
+        config.virtual_mac,
+        config.gateway,
+        config.port,
+        config.members,
+        sorted(config.voters),
+        config.vips,
+        config.groups,
+        config.rules,
+        [sorted(weights.items()) for weights in config.weights],
+        config.drop_without_rule,
+        config.drain_deadline_s,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _engine(report: EngineReport) -> EngineData:
+    dropped = dict(report.dropped)
+    send_errors = dropped.pop(SEND_ERRORS, 0)
+    return EngineData(datagrams_dropped=dropped, send_errors=send_errors)
 
 
 def _view(report: EngineReport) -> ViewData | None:

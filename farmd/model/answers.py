@@ -7,7 +7,7 @@ keys and enum values may be added, so a reader passes over what it does not know
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 API_VERSION = "farm/v1"
 
@@ -102,6 +102,15 @@ class ProblemData(TypedDict):
     next_step: str
 
 
+class EngineData(TypedDict):
+    """The answering node's membership engine, since it was started."""
+
+    datagrams_dropped: dict[str, int]
+    """Datagrams received and not accepted, by reason."""
+    send_errors: int
+    """Datagrams that the kernel refused to send."""
+
+
 class FarmStatus(TypedDict):
     """kind FarmStatus: the farm as the answering node sees it."""
 
@@ -118,6 +127,9 @@ class FarmStatus(TypedDict):
     groups: list[str]
     rules: list[RuleData]
     problems: list[ProblemData]
+    engine: NotRequired[EngineData]
+    config_hash: NotRequired[str]
+    """Of everything in farm.toml that all nodes must agree on: two hashes in a farm mean two farm.toml."""
 
 
 class CounterData(TypedDict):
