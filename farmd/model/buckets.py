@@ -9,6 +9,7 @@ bytes are the kernel's 64-bit words.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import cycle
 
 from farmd.model.nodes import MAX_NODES, NodeId
 
@@ -17,6 +18,8 @@ NOBODY = 255
 NO_OWNERS = bytes([NOBODY]) * BUCKETS
 ALL_BUCKETS = (1 << BUCKETS) - 1
 PLANE_BYTES = BUCKETS // 8
+_DIGITS = tuple(bytes(48 + (owner == node) for owner in range(256)) for node in range(MAX_NODES))
+"""For each node a translation of an owner map into binary digits: 1 where it is the owner."""
 
 
 def seats(weights: Mapping[NodeId, int], held: Mapping[NodeId, int]) -> dict[NodeId, int]:
@@ -55,30 +58,47 @@ def assign(previous: bytes, weights: Mapping[NodeId, int]) -> bytes:
         raise ValueError(f"node numbers are 0..{MAX_NODES - 1} and weights are not negative: {dict(weights)}")
     held = {node: previous.count(node) for node in weights}
     room = seats(weights, held)
-    owners = bytearray(NO_OWNERS)
-    homeless = []
-    for bucket, owner in enumerate(previous):
-        node = NodeId(owner)
-        if room.get(node, 0) > 0:
+    # Whole-map operations of bytes instead of a loop over buckets: a takeover waits for this.
+    owners = bytearray(previous.translate(bytes(node if room.get(NodeId(node), 0) else NOBODY for node in range(256))))
+    for node, has in held.items():
+        kept = min(has, room[node])
+        if kept:
+            _disown_last(owners, node, has - kept)
+            room[node] -= kept
+    homeless = positions(bytes(owners), NOBODY)
+    # Deal the rest out in turn, so that a dead node's neighbours in bucket space don't all land on one survivor.
+    while homeless and (takers := [node for node in sorted(room) if room[node] > 0]):
+        rounds = max(1, min(len(homeless) // len(takers), *(room[node] for node in takers)))
+        dealt = homeless[-rounds * len(takers) :]
+        del homeless[-rounds * len(takers) :]
+        for bucket, node in zip(reversed(dealt), cycle(takers)):
             owners[bucket] = node
             room[node] -= 1
-        else:
-            homeless.append(bucket)
-    # Deal the rest out in turn, so that a dead node's neighbours in bucket space don't all land on one survivor.
-    takers = [node for node in sorted(room) if room[node] > 0]
-    while takers and homeless:
-        for node in takers:
-            if not homeless:
-                break
-            owners[homeless.pop()] = node
-            room[node] -= 1
-        takers = [node for node in takers if room[node] > 0]
     return bytes(owners)
+
+
+def _disown_last(owners: bytearray, node: NodeId, count: int) -> None:
+    """Take the `count` highest buckets of `node` away from it."""
+    at = len(owners)
+    for _ in range(count):
+        at = owners.rfind(node, 0, at)
+        owners[at] = NOBODY
+
+
+def positions(owners: bytes, owner: int) -> list[int]:
+    """The buckets whose entry is `owner`, ascending."""
+    found = []
+    at = owners.find(owner)
+    while at >= 0:
+        found.append(at)
+        at = owners.find(owner, at + 1)
+    return found
 
 
 def plane_of(owners: bytes, node: NodeId) -> int:
     """The plane of the buckets that `node` owns."""
-    return plane_from_bits(owner == node for owner in owners)
+    digits = owners.translate(_DIGITS[node])
+    return int(digits[::-1], 2)
 
 
 def plane_from_bits(bits: Iterable[bool]) -> int:
