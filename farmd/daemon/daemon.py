@@ -50,7 +50,14 @@ class Daemon:
         self._stop = asyncio.Event()
         self._problems: list[ProblemData] = []
         self._events = EventLog(config.state_dir)
-        self._engine = EngineSupervisor(config, config_path, fingerprint(config, ring), self._on_event, self._tell)
+        self._engine = EngineSupervisor(
+            config,
+            config_path,
+            fingerprint(config, ring),
+            self._on_event,
+            self._tell,
+            maps_are_new=filter_ is not None and filter_.fresh_maps,
+        )
         backend = DaemonBackend(config, ring.hash_key, self._engine, filter_, self._events, self._problems)
         self._app = api.build(backend)
         for one in () if filter_ is None else filter_.attachments:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from farmd.daemon.probeframe import probe_frame
 from farmd.daemon.report import EngineReport
-from farmd.dataplane.filter import Probe, Verdict
+from farmd.dataplane.filter import Probe
+from farmd.dataplane.reasons import Verdict
 from farmd.model.answers import Explanation, PlanesData, ProofData
 from farmd.model.buckets import BUCKETS
 from farmd.model.config import FarmConfig

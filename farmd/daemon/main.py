@@ -8,13 +8,14 @@ import asyncio
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from farmd import __version__
 from farmd.daemon.daemon import Daemon
 from farmd.daemon.keyfile import read_key_file
 from farmd.daemon.log import log
-from farmd.dataplane.filter import Filter
+from farmd.dataplane.filter import Filter, purge
 from farmd.membership.keys import KeyRing
 from farmd.model import farmfile
 from farmd.model.config import FarmConfig
@@ -43,9 +44,13 @@ def main() -> None:
             sys.stdout.write(f"{arguments.config}: valid; this node is {config.me.name} of farm {config.farm}\n")
             return
         if arguments.purge:
-            _purge(config, ring)
+            _purge(config)
             return
-        filter_, facts = _set_up(config, ring) if config.me.role is Role.NODE else (None, ())
+        filter_: Filter | None = None
+        facts: tuple[InterfaceFacts, ...] = ()
+        if config.me.role is Role.NODE:
+            config = _with_interfaces(config)
+            filter_, facts = _set_up(config, ring)
         asyncio.run(_serve(Daemon(config, arguments.config, ring, filter_, facts), config.me.name))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
@@ -73,23 +78,30 @@ async def _serve(daemon: Daemon, node: str) -> None:
     log(node, "farmd.ended", "this node has left the farm" if left else "stopped; the engine serves on for 10 s")
 
 
+def _with_interfaces(config: FarmConfig) -> FarmConfig:
+    """The interfaces by name; without any in farm.toml it is the one that carries this member's first address."""
+    if config.interfaces:
+        return config
+    found = interfaces.facts(config.me.addresses[:1])
+    return replace(config, interfaces=tuple(facts.name for facts in found))
+
+
 def _set_up(config: FarmConfig, ring: KeyRing) -> tuple[Filter, tuple[InterfaceFacts, ...]]:
-    """The filter first: until an engine renews its lease it drops everything for a VIP, so that adding the VIPs to this
-    host afterwards cannot make it answer beside the farm."""
-    facts = _facts(config)
+    """Filter first, then VIPs.
+
+    Until an engine renews its lease the filter drops everything for a VIP, so adding the VIPs to this host afterwards
+    cannot make it answer beside the farm.
+    """
+    facts = interfaces.facts(config.interfaces)
     filter_ = Filter.attach(config, ring.hash_key, facts)
     setup.apply(config, facts)
     return filter_, facts
 
 
-def _facts(config: FarmConfig) -> tuple[InterfaceFacts, ...]:
-    return interfaces.facts(config.interfaces or config.me.addresses[:1])
-
-
-def _purge(config: FarmConfig, ring: KeyRing) -> None:
+def _purge(config: FarmConfig) -> None:
     if config.me.role is not Role.NODE:
         return
-    facts = _facts(config)
     # VIPs first: without the filter this host would answer for them.
-    setup.remove(config, facts)
-    Filter.attach(config, ring.hash_key, facts).detach()
+    config = _with_interfaces(config)
+    setup.remove(config, interfaces.facts(config.interfaces))
+    purge(config.pin_dir)

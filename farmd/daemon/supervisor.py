@@ -39,12 +39,15 @@ class EngineSupervisor:
         fingerprint: str,
         on_event: Callable[[dict[str, Any]], None],
         tell: Tell,
+        *,
+        maps_are_new: bool = False,
     ) -> None:
         self._config = config
         self._config_path = config_path
         self._fingerprint = fingerprint
         self._on_event = on_event
         self._tell = tell
+        self._maps_are_new = maps_are_new
         self._link: EngineLink | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.leaving = False
@@ -99,6 +102,7 @@ class EngineSupervisor:
         if link is not None:
             self._tell("engine.found", "an engine is running: taking it over, the farm did not notice")
             return link
+        self._maps_are_new = False
         self._process = _start_engine(self._config_path)
         deadline = asyncio.get_running_loop().time() + _CONNECT_TIMEOUT_S
         while asyncio.get_running_loop().time() < deadline:
@@ -121,9 +125,11 @@ class EngineSupervisor:
         """Whether the engine runs with our configuration; one that doesn't is told to leave, and we wait for that."""
         try:
             report = await link.report()
-            if report.fingerprint == self._fingerprint:
+            if report.fingerprint == self._fingerprint and not self._maps_are_new:
                 return True
-            reason = "it runs with another configuration"
+            reason = "the filter's maps are new" if self._maps_are_new else "it runs with another configuration"
+            # The next engine opens the maps of now.
+            self._maps_are_new = False
         except (FarmError, KeyError, TypeError, ValueError) as error:
             reason = f"it does not speak our version ({error})"
         self._tell("engine.replaced", f"{reason}: it leaves the farm, a new one joins")

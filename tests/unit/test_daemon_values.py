@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
-from farmd.dataplane.filter import Probe, Verdict
+from farmd.dataplane.filter import Probe
+from farmd.dataplane.reasons import Verdict
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -150,7 +151,7 @@ def test_explain_names_bucket_owner_and_proof() -> None:
 
     def probe(frame: bytes) -> Probe:
         seen.append(frame)
-        return Probe(Verdict.PASS if owner == 0 else Verdict.DROP, frame, None)
+        return Probe(Verdict.PASS if owner == 0 else Verdict.DROP, frame, None, 1)
 
     answer = explain(farms.config(), farms.KEY, farms.report(view), ask(), probe, NOW_NS)
 
@@ -167,7 +168,7 @@ def test_explain_reports_a_program_that_disagrees() -> None:
     owner = view.owner(0, bucket_of(farms.KEY, Affinity.CLIENT_IP, CLIENT, 0))
     wrong = Verdict.DROP if owner == 0 else Verdict.PASS
 
-    answer = explain(farms.config(), farms.KEY, farms.report(view), ask(), lambda f: Probe(wrong, f, None), NOW_NS)
+    answer = explain(farms.config(), farms.KEY, farms.report(view), ask(), lambda f: Probe(wrong, f, None, 1), NOW_NS)
 
     assert answer["proof"] is not None
     assert answer["proof"]["agrees"] is False
