@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from farmd.model import farmfile
 from farmd.model.config import FarmConfig
@@ -142,6 +144,29 @@ def test_frames_for_the_virtual_mac_reach_the_stack(bench: Bench) -> None:
 
     assert applied.acceptance == {"eth0": Acceptance.PROMISCUOUS}  # a veth has no unicast filter
     assert f"{bench.config.virtual_mac.hex(':')} self permanent" in bench.macs()
+
+
+def test_a_nic_that_takes_no_more_addresses_becomes_promiscuous(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise NetlinkError(errno.EOPNOTSUPP)
+
+    monkeypatch.setattr(setup, "_filter_entry", no_room)
+
+    assert bench.apply().acceptance == {"eth0": Acceptance.PROMISCUOUS}
+    assert "PROMISC" in bench.host.ip("link show eth0")
+    assert bench.apply().changes == ()
+
+    bench.remove()
+    assert "PROMISC" not in bench.host.ip("link show eth0")
+
+
+def test_a_promiscuous_nic_of_someone_else_stays_so(bench: Bench) -> None:
+    bench.host.ip("link set eth0 promisc on")
+
+    bench.apply()
+    bench.remove()
+
+    assert "PROMISC" in bench.host.ip("link show eth0")
 
 
 def test_strict_reverse_path_filtering_is_loosened_only_where_it_is_on(bench: Bench) -> None:
