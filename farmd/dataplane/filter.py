@@ -34,7 +34,7 @@ class Probe:
     verdict: Verdict
     frame: bytes
     reason: Reason | None
-    rule: int
+    rule: int = 0
 
 
 class Filter:
@@ -62,7 +62,7 @@ class Filter:
 
         Whatever an earlier run pinned in `config.pin_dir` is used again: maps keep planes, lease and counters, and
         links get the new program without a gap. `interfaces` are facts of this namespace; those that `config` does not
-        name are ignored. Raises KernelError.
+        name are ignored; if it names none, all are taken. Raises KernelError.
         """
         chosen = choose(config, interfaces)
         bpffs.prepare(config.pin_dir)
@@ -145,17 +145,18 @@ class Filter:
 
 
 def choose(config: FarmConfig, interfaces: Sequence[InterfaceFacts]) -> tuple[InterfaceFacts, ...]:
-    """The facts of `config.interfaces`, in that order. Raises KernelError for one that does not exist."""
+    """The facts of `config.interfaces`, in that order; all of `interfaces` if farm.toml names none. Raises KernelError."""
     known = {facts.name: facts for facts in interfaces}
-    for name in config.interfaces:
+    names = config.interfaces or tuple(known)
+    for name in names:
         if name not in known:
             there = ", ".join(sorted(known)) or "none"
             cause = f"there is no such interface (there are: {there})"
             raise KernelError(f"interface {name}", cause, "Correct `interfaces` in farm.toml; see `ip link`")
-    if len(config.interfaces) > tables.MAX_INTERFACES:
-        cause = f"the filter takes {tables.MAX_INTERFACES} interfaces, farm.toml names {len(config.interfaces)}"
+    if len(names) > tables.MAX_INTERFACES:
+        cause = f"the filter takes {tables.MAX_INTERFACES} interfaces, not {len(names)}"
         raise KernelError("interfaces", cause, "Name only those that clients use")
-    return tuple(known[name] for name in config.interfaces)
+    return tuple(known[name] for name in names)
 
 
 def purge(pin_dir: Path) -> None:

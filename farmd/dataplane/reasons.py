@@ -59,12 +59,12 @@ class Reason(StrEnum):
     DROP_NO_ROOM = "drop-no-room"
     """The frame could not be made long enough for the answer."""
 
-    @property
-    def verdict(self) -> Verdict:
-        """What the filter does for this reason."""
-        if self.startswith("accept-"):
-            return Verdict.PASS
-        return Verdict.TX if self.endswith("-answered") else Verdict.DROP
+
+def verdict_of(reason: Reason) -> Verdict:
+    """What the filter does for this reason."""
+    if reason.startswith("accept-"):
+        return Verdict.PASS
+    return Verdict.TX if reason.endswith("-answered") else Verdict.DROP
 
 
 REASONS: tuple[Reason | None, ...] = (None, *Reason)
