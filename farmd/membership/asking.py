@@ -101,6 +101,8 @@ class Inbox:
     def wishes(self, state: State, now_ns: int) -> Wishes:
         """What the next view should say; requests that are old, answered or carried out are dropped."""
         view, answered = state.view, state.answered if state.started else ()
+        if not self._asks:
+            return Wishes(view.drained, view.weights, frozenset(), ())
         self._asks = {
             key: (at, ask)
             for key, (at, ask) in self._asks.items()

@@ -220,7 +220,7 @@ class Node:
         same = heartbeat.ballot == state.view.ballot
         mine = self._mine(heartbeat)
         if mine is not None:
-            peer.in_contact(now_ns, state.settings.contact_ns)
+            peer.in_contact(now_ns, state.contact_ns)
             if same and mine.supported and peer.id in state.settings.voters:
                 echo(state, now_ns, peer.id, mine.seq, heartbeat.clear)
             if same and state.voting:
@@ -252,7 +252,7 @@ class Node:
         """Give a peer the view or the START that it missed, if we know that this view is the living one."""
         state = self._state
         living = state.opened or state.leads(now_ns)
-        pause_ns = state.settings.timing.heartbeat_ns // 2
+        pause_ns = state.heartbeat_ns // 2
         if living and not state.alone and now_ns - peer.resent_ns >= pause_ns:
             self._help(peer, now_ns, started=True)
 
@@ -313,7 +313,7 @@ class Node:
 
     def _beat(self, now_ns: int) -> None:
         state = self._state
-        heartbeat_ns = state.settings.timing.heartbeat_ns
+        heartbeat_ns = state.heartbeat_ns
         self._next_beat_ns += heartbeat_ns
         if self._next_beat_ns <= now_ns:
             self._next_beat_ns = now_ns + heartbeat_ns
@@ -330,7 +330,7 @@ class Node:
         out = state.started and not state.serves
         if self._halt_ns == FAR_NS and (out or not self._asker.is_leaving()):
             # Stay a heartbeat longer as a voter, so that the others' new view gets its first echoes.
-            self._halt_ns = now_ns + (state.settings.timing.heartbeat_ns if out else 0)
+            self._halt_ns = now_ns + (state.heartbeat_ns if out else 0)
         if now_ns >= self._halt_ns:
             close(state, now_ns)
             state.halted = True

@@ -87,7 +87,7 @@ class Election:
     def _stuck(self, now_ns: int) -> bool:
         """The newest view does not start: give its proposer a while, if it is there."""
         state = self._state
-        heartbeat_ns = state.settings.timing.heartbeat_ns
+        heartbeat_ns = state.heartbeat_ns
         proposer = state.view.ballot.proposer
         there = proposer != state.me and proposer in state.peers and state.alive(now_ns, proposer)
         if state.view.ballot == NO_BALLOT:
@@ -98,7 +98,7 @@ class Election:
         """How many voters before us may lead."""
         state = self._state
         lower = (node for node in state.settings.voters if node < state.me)
-        silent_ns = state.settings.timing.promise_ns - state.settings.timing.heartbeat_ns // 2
+        silent_ns = state.promise_ns - state.heartbeat_ns // 2
         return sum(
             1
             for node in lower
@@ -175,14 +175,14 @@ class Election:
         plan = wanted(state, now_ns, wishes, self._poll)
         if plan.not_before_ns > now_ns:
             self.wake_ns = min(self.wake_ns, plan.not_before_ns)
-            if now_ns - self._begun_ns >= state.settings.timing.heartbeat_ns * 2:
+            if now_ns - self._begun_ns >= state.heartbeat_ns * 2:
                 self.stage = Stage.IDLE
         elif plan.changes(state) or not state.started or ahead(state, now_ns):
             self._propose(now_ns, plan, wishes)
         else:
             # A silent node that a majority still hears: ask again, but not at once.
             self.stage = Stage.IDLE
-            self._pause_until_ns = self.wake_ns = now_ns + state.settings.timing.heartbeat_ns // 2
+            self._pause_until_ns = self.wake_ns = now_ns + state.heartbeat_ns // 2
 
     def _pause(self, now_ns: int) -> None:
         """Somebody else is at it, or nobody listens: come back later, each voter after a different time."""
@@ -190,7 +190,7 @@ class Election:
         self.stage = Stage.IDLE
         self._failures = min(self._failures + 1, 3)
         place = sorted(state.settings.voters).index(state.me)
-        wait_ns = (1 + place) * state.settings.timing.heartbeat_ns // 2 << (self._failures - 1)
+        wait_ns = (1 + place) * state.heartbeat_ns // 2 << (self._failures - 1)
         self._pause_until_ns = self.wake_ns = now_ns + wait_ns
 
     # ---- proposing ----

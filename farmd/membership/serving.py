@@ -19,7 +19,7 @@ def beat(state: State, now_ns: int, to: NodeId | None = None) -> None:
     """Rule 1: send a heartbeat. `now_ns` was read before, so a lease may be counted from it."""
     state.seq += 1
     state.lease.sending(state.seq, now_ns)
-    oldest = now_ns - state.settings.contact_ns
+    oldest = now_ns - state.contact_ns
     ballot = state.view.ballot
     heard = (peer.heard(ballot) for peer in state.peers.values() if peer.heard_ns >= oldest and not peer.left)
     message = Heartbeat(
@@ -201,7 +201,7 @@ def check_settled(state: State, now_ns: int) -> None:
 def _may_hold(state: State, now_ns: int, node: NodeId) -> bool:
     """A live peer holds moved connections, or has not yet said whether it does under this view."""
     peer = state.peers[node]
-    if peer.last is None or peer.left or now_ns - peer.heard_ns > state.settings.timing.promise_ns:
+    if peer.last is None or peer.left or now_ns - peer.heard_ns > state.promise_ns:
         return False
     return peer.last.holding or peer.ballot != state.view.ballot
 

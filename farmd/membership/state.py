@@ -26,6 +26,10 @@ class State:
         self.me = settings.me
         self.boot = boot
         self.born_ns = now_ns
+        # Read on every heartbeat, so computed once.
+        self.contact_ns = settings.contact_ns
+        self.promise_ns = settings.timing.promise_ns
+        self.heartbeat_ns = settings.timing.heartbeat_ns
         self.out: list[Command] = []
         self.peers = {node: Peer(node) for node in sorted(settings.everyone - {settings.me})}
         self.promises = Promises(settings.timing.promise_ns)
@@ -86,7 +90,7 @@ class State:
 
     def alive(self, now_ns: int, node: NodeId) -> bool:
         """`node` hears us and we hear it."""
-        return node == self.me or now_ns - self.peers[node].mutual_ns <= self.settings.contact_ns
+        return node == self.me or now_ns - self.peers[node].mutual_ns <= self.contact_ns
 
     def leads(self, now_ns: int) -> bool:
         """This voter hears a majority both ways (rule 4)."""

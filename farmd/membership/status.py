@@ -94,4 +94,4 @@ def _member_state(state: State, now_ns: int, node: NodeId) -> MemberState:
 
 def _present(state: State, now_ns: int, peer: Peer) -> bool:
     """Heard within a promise's length (before that, silence is not failure)."""
-    return not peer.left and now_ns - peer.heard_ns <= state.settings.timing.promise_ns
+    return not peer.left and now_ns - peer.heard_ns <= state.promise_ns

@@ -67,7 +67,7 @@ def _unchanged(state: State) -> Wishes:
 
 def ahead(state: State, now_ns: int) -> bool:
     """A voter that we hear has adopted a newer view than we have, and nobody brought it to us."""
-    settle_ns = state.settings.timing.heartbeat_ns
+    settle_ns = state.heartbeat_ns
     return any(
         peer.ballot > state.view.ballot
         and not peer.left
@@ -84,22 +84,21 @@ def next_suspicion_ns(state: State, now_ns: int) -> int:
 
 def _suspect_ns(state: State, node: NodeId) -> int:
     """Half a heartbeat before our promise to it is over; or when it has long had no lease though we do support it."""
-    timing = state.settings.timing
     peer = state.peers[node]
     if peer.left:
         return NEVER_NS
-    until_ns = max(state.promises.until(node), state.adopted_ns + timing.promise_ns)
-    silent_ns = until_ns - timing.heartbeat_ns // 2
+    until_ns = max(state.promises.until(node), state.adopted_ns + state.promise_ns)
+    silent_ns = until_ns - state.heartbeat_ns // 2
     if peer.idle_ns == NEVER_NS:
         return silent_ns
-    return min(silent_ns, max(peer.idle_ns, state.adopted_ns) + timing.promise_ns)
+    return min(silent_ns, max(peer.idle_ns, state.adopted_ns) + state.promise_ns)
 
 
 def _quiet(state: State, now_ns: int, node: NodeId) -> bool:
     """A heartbeat or two are missing."""
     if node == state.me:
         return False
-    heartbeat_ns = state.settings.timing.heartbeat_ns
+    heartbeat_ns = state.heartbeat_ns
     return now_ns - max(state.peers[node].mutual_ns, state.adopted_ns) > 2 * heartbeat_ns + heartbeat_ns // 2
 
 
@@ -111,7 +110,7 @@ def _gone(state: State, now_ns: int, members: frozenset[NodeId], poll: Poll) -> 
     """
     suspects = [node for node in members if node != state.me and _suspect_ns(state, node) <= now_ns]
     free_ns = {node: _free_ns(state, now_ns, node, poll) for node in suspects}
-    heartbeat_ns = state.settings.timing.heartbeat_ns
+    heartbeat_ns = state.heartbeat_ns
     soon = [at for at in free_ns.values() if at <= now_ns + heartbeat_ns]
     if not soon:
         return frozenset(), NEVER_NS

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulator: hosts, a network, one queue of events in true time, and the two checks.
 
-*Safety* is checked at every write to any kernel: a filter's state changes only there and at deadlines, which only close.
+*Safety* is checked at every write to any kernel: a filter changes only there and at deadlines, which only close.
 *Availability* is sampled: which share of all buckets is accepted by somebody.
 """
 
@@ -82,7 +82,7 @@ class World:
         self.nodes = frozenset(names[: farm.nodes])
         self.everyone = frozenset(names)
         self.hosts = {name: self._host(name) for name in names}
-        self.wiring = Wiring(farm.wire, self.random)
+        self.wiring = Wiring(farm.wire, self.random, self.everyone)
 
     def _host(self, name: NodeId) -> Host:
         clock = Clock(
