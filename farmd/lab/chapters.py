@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -252,8 +253,8 @@ def _lease_left_ms(story: Story, node: str) -> float:
     """What is left of a node's lease, read from the kernel's pinned map: the node itself is not asked."""
     from farmd.dataplane.planes import KernelPlanes
 
-    left_ns: int = KernelPlanes.open(story.lab.plan.pins / node).lease_left_ns()
-    return left_ns / 1e6
+    with closing(KernelPlanes.open(story.lab.plan.pins / node)) as kernel:
+        return kernel.lease_left_ns() / 1e6
 
 
 CHAPTERS: tuple[tuple[str, Callable[[Story], None]], ...] = (
