@@ -12,6 +12,7 @@ from farmd.daemon.report import EngineReport
 from farmd.daemon.status import LocalFacts, farm_status
 from farmd.daemon.supervisor import EngineSupervisor
 from farmd.dataplane.filter import Filter
+from farmd.dataplane.reasons import verdict_of
 from farmd.model.answers import (
     CounterData,
     Counters,
@@ -67,7 +68,7 @@ class DaemonBackend:
         counted = {} if self._filter is None else self._filter.counters()
         return Counters(
             counters=[
-                CounterData(rule=names.get(index), reason=reason, verdict=reason.verdict, packets=packets)
+                CounterData(rule=names.get(index), reason=reason, verdict=verdict_of(reason), packets=packets)
                 for (index, reason), packets in sorted(counted.items())
                 if packets
             ]

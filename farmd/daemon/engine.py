@@ -31,7 +31,7 @@ from farmd.membership.core import Node
 from farmd.membership.keys import KeyRing
 from farmd.membership.requests import Drain, Leave, Ready, Request, SetWeight
 from farmd.membership.settings import Settings
-from farmd.membership.wire import Channel, Dropped
+from farmd.membership.wire import Channel, Opened
 from farmd.model import farmfile
 from farmd.model.config import FarmConfig
 from farmd.model.errors import FarmError
@@ -66,7 +66,8 @@ class Engine:
         self._transport = transport
         self._boot = BootId(secrets.randbits(64))
         self._node = Node(_settings(config), self._boot, now)
-        self._channel = Channel(ring, config.farm, config.me.id, self._boot)
+        members = frozenset(member.id for member in config.members)
+        self._channel = Channel(ring, config.farm, config.me.id, self._boot, members)
         self._written: list[Planes] = [CLOSED] * len(config.groups)
         self._deadline_ns = 0
         self._alive_ns = now
@@ -74,7 +75,6 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._warnings: tuple[str, ...] = ()
-        self._dropped: dict[str, int] = {}
         self._server = EngineServer(config.engine_socket, self._answer, self._orphaned)
         # A bench shows with it what a farm without `held` and `fresh` does to connections; never set in earnest.
         self._plain_swap = os.environ.get("FARMD_LAB_PLAIN_SWAP") == "1"
@@ -107,13 +107,13 @@ class Engine:
 
     def _readable(self, own: socket.socket) -> None:
         self._notice_stall()
-        for datagram in self._transport.receive(own, _BATCH):
+        for datagram, source in self._transport.receive(own, _BATCH):
             now = boot_ns()
             opened = self._channel.open(datagram, now)
-            if isinstance(opened, Dropped):
-                self._dropped[opened] = self._dropped.get(opened, 0) + 1
-            else:
+            if isinstance(opened, Opened):
                 self._execute(self._node.receive(now, opened.sender, opened.message))
+            elif opened.reply is not None:
+                self._transport.reply(own, source, opened.reply)
 
     def _notice_stall(self) -> int:
         """Rule 8: after a stall of our own, what waits in the sockets is old news. Returns the time now."""
@@ -222,7 +222,10 @@ class Engine:
                 for peer in status.peers
             ),
             warnings=self._warnings,
-            dropped={**self._dropped, "send-errors": self._transport.send_errors},
+            dropped={
+                **{str(reason): count for reason, count in self._channel.counters.items()},
+                "send-errors": self._transport.send_errors,
+            },
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 from farmd.model.config import FarmConfig
 from farmd.model.errors import KernelError
@@ -24,6 +25,9 @@ _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 _BACKLOG_LIMIT = 10_000
 """Datagrams thrown away at most after a stall, so that a flood cannot keep us from ever starting again."""
 
+Address = tuple[Any, ...]
+"""A socket address as the socket module has it: (host, port), and two more numbers for IPv6."""
+
 
 class Transport:
     """Sends sealed datagrams to peers and reads what came in; never blocks."""
@@ -36,7 +40,7 @@ class Transport:
         """
         self.send_errors = 0
         self._sockets = [_open(str(address), config.port) for address in config.me.addresses]
-        self._routes: dict[NodeId, list[tuple[socket.socket, tuple[str, int]]]] = {
+        self._routes: dict[NodeId, list[tuple[socket.socket, Address]]] = {
             member.id: [
                 (own, (str(address), config.port))
                 for own, address in zip(self._sockets, member.addresses, strict=False)
@@ -54,16 +58,17 @@ class Transport:
         """Send to one peer, or to all (None), over every network. A network that is down is the protocol's business."""
         for peer in self._routes if to is None else (to,):
             for own, address in self._routes.get(peer, ()):
-                try:
-                    own.sendto(datagram, address)
-                except OSError:
-                    self.send_errors += 1
+                self._send(own, address, datagram)
 
-    def receive(self, own: socket.socket, limit: int) -> Iterator[bytes]:
-        """Up to `limit` waiting datagrams of one socket."""
+    def reply(self, own: socket.socket, address: Address, datagram: bytes) -> None:
+        """Send to where a datagram came from."""
+        self._send(own, address, datagram)
+
+    def receive(self, own: socket.socket, limit: int) -> Iterator[tuple[bytes, Address]]:
+        """Up to `limit` waiting datagrams of one socket, each with its source."""
         for _ in range(limit):
             try:
-                yield own.recv(_LARGEST_DATAGRAM)
+                yield own.recvfrom(_LARGEST_DATAGRAM)
             except BlockingIOError:
                 return
             except OSError:
@@ -77,6 +82,12 @@ class Transport:
         """Close the sockets."""
         for own in self._sockets:
             own.close()
+
+    def _send(self, own: socket.socket, address: Address, datagram: bytes) -> None:
+        try:
+            own.sendto(datagram, address)
+        except OSError:
+            self.send_errors += 1
 
 
 def _open(address: str, port: int) -> socket.socket:
