@@ -293,7 +293,7 @@ class Node:
         if ballot == state.view.ballot:
             if sender == ballot.proposer and not proposal.started:
                 promise(state, sender)
-        elif ballot > state.view.ballot and (ballot >= state.reserved or proposal.started):
+        elif ballot > state.view.ballot and (proposal.started or self._election.accepts(ballot)):
             adopt(state, now_ns, proposal)
         elif state.voting and not proposal.started:
             self._reply(now_ns, sender, PreVote(ballot), False)

@@ -204,6 +204,14 @@ class Election:
         adopt(state, now_ns, Propose(view, False, wishes.answered))
         self._drive(now_ns)
 
+    def accepts(self, ballot: Ballot) -> bool:
+        """Whether this voter may adopt a view that has not started: nothing below the highest ballot it agreed to.
+
+        Except below a ballot of our own that we have not proposed yet: then we shall build on the lower view.
+        """
+        own = self.stage is not Stage.PROPOSING and self._state.reserved == self._ballot
+        return own or ballot >= self._state.reserved
+
     def on_promise(self, now_ns: int, sender: NodeId, promise: Promise) -> None:
         """A node adopted our proposal."""
         if self.stage is Stage.PROPOSING and promise.ballot == self._ballot:

@@ -75,7 +75,7 @@ class Storm:
         network.delay_ns = (MS // 10, rng.choice((1, 5, 40)) * MS)
         network.late = rng.choice((0.0, 0.05, 0.2))
         network.late_ns = rng.choice((100, 800, 2000)) * MS
-        world.mid_stall = rng.choice((0.0, 0.0, 0.001, 0.004))
+        world.mid_stall = rng.choice((0.0, 0.0, 0.002, 0.01))
         world.drop_backlog = rng.random() < 0.5
         at_ns = world.now_ns
         while at_ns < CALM_NS + STORM_NS:

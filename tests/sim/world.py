@@ -219,7 +219,8 @@ class World:
             elif isinstance(command, Happened):
                 self.events.append((self.now_ns, host.id, command.event))
             elif isinstance(command, Halt):
-                host.node, host.halted = None, True
+                self.crash(host.id)
+                host.halted = True
                 return
         if host.node is not None:
             host.node.check_invariants()
