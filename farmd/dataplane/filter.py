@@ -145,7 +145,7 @@ class Filter:
 
 
 def choose(config: FarmConfig, interfaces: Sequence[InterfaceFacts]) -> tuple[InterfaceFacts, ...]:
-    """The facts of `config.interfaces`, in that order; all of `interfaces` if farm.toml names none. Raises KernelError."""
+    """The facts of `config.interfaces`, in that order; if farm.toml names none, all. Raises KernelError."""
     known = {facts.name: facts for facts in interfaces}
     names = config.interfaces or tuple(known)
     for name in names:
