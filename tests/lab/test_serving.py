@@ -70,6 +70,7 @@ def test_one_node_tells_a_client_the_virtual_mac(calm_farm: Farm, vip: Address, 
                 ping = calm_farm.lab.exec(host.name, ["ping", "-n", "-c1", "-W2", "-I", str(address), str(vip)])
                 assert ping.returncode == 0, ping
                 assert "DUP" not in ping.stdout
+                time.sleep(0.1)  # for the observer to see it, and any second answer too
                 said = [said for at, said in observer.announcements if at >= asked and said.address == vip]
                 assert [one.announced_mac for one in said] == [VIRTUAL_MAC], (address, said)
                 teachers.update(one.source_mac for one in said)
