@@ -79,6 +79,7 @@ from farmd.membership.settings import FAR_NS, NEVER_NS, Settings
 from farmd.membership.state import State
 from farmd.membership.status import Register
 from farmd.model.nodes import BootId, NodeId
+from farmd.model.view import NO_BALLOT
 
 
 class Node:
@@ -168,6 +169,8 @@ class Node:
         """Somebody asks this node for a change; how it ends is told by an event."""
         if isinstance(request, Leave) and not self._state.leaving:
             self._state.leaving = True
+            # Tell everybody before the view does, so that nobody takes this for a failure.
+            beat(self._state, now_ns)
         self._asker.want(self._state, now_ns, request)
         return self.tick(now_ns)
 
@@ -192,6 +195,8 @@ class Node:
             milliseconds = for_ns // 1_000_000
             text = f"the engine did not run for {milliseconds} ms"
             state.tell(EventType.ENGINE_STALLED, text, milliseconds=milliseconds)
+        for peer in state.peers.values():
+            peer.forgive(now_ns, for_ns)
         return self.tick(now_ns)
 
     def status(self, now_ns: int) -> NodeStatus:
@@ -277,10 +282,9 @@ class Node:
 
     def _reply(self, now_ns: int, to: NodeId, message: PreVote, granted: bool) -> None:
         state = self._state
-        adopted = state.view.ballot
-        if state.may_be_alone and state.alone:
-            adopted = min(adopted, message.ballot)
-        highest = max(state.reserved, adopted)
+        # A view that one node made alone binds nobody: the proposer shall not fetch it and close everything for it.
+        adopted = NO_BALLOT if state.alone else state.view.ballot
+        highest = max(state.reserved, state.view.ballot)
         remaining = state.promises.remaining(now_ns)
         state.out.append(Send(to, PreVoteReply(message.ballot, granted, adopted, highest, remaining)))
 

@@ -79,6 +79,11 @@ class Peer:
             self.steady_ns = now_ns
         self.mutual_ns = now_ns
 
+    def forgive(self, now_ns: int, for_ns: int) -> None:
+        """We did not run for a while: that this peer was not heard meanwhile says nothing about it (rule 8)."""
+        self.heard_ns = min(now_ns, self.heard_ns + for_ns)
+        self.mutual_ns = min(now_ns, self.mutual_ns + for_ns)
+
     def heard(self, ballot: Ballot) -> Heard | None:
         """Our entry about it for a heartbeat of ours under `ballot`."""
         if self.last is None:

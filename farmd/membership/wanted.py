@@ -66,10 +66,14 @@ def _unchanged(state: State) -> Wishes:
 
 
 def ahead(state: State, now_ns: int) -> bool:
-    """A voter that we hear has adopted a newer view than we have, and nobody brought it to us."""
+    """A voter that we hear has adopted a newer view than we have, and nobody brought it to us.
+
+    The view of a peer that serves alone does not count: it comes back by way of its hold-down.
+    """
     settle_ns = state.heartbeat_ns
     return any(
         peer.ballot > state.view.ballot
+        and not (peer.last is not None and peer.last.alone)
         and not peer.left
         and state.alive(now_ns, node)
         and node in state.settings.voters
