@@ -69,7 +69,7 @@ def campaign(connections: int, rounds: int, *, plain_swap: bool) -> dict[str, li
                     with Connections(lab.plan, connections) as opened:
                         results.setdefault(change, []).append(measure(farm, opened, act, done))
                     print(f"{_kind(plain_swap)}, {change}: {results[change][-1]}", file=sys.stderr)
-            doubles = len(observer.observation().doubles)
+            doubles = observer.observation().doubles
             if doubles:
                 print(f"{doubles} SYNs were answered twice", file=sys.stderr)
     finally:

@@ -95,7 +95,7 @@ def campaign(timing: str, kills: int, *, load: bool) -> Campaign:
                 with Observer(lab.plan) as observer, _loaded(lab.plan, load):
                     done.append(kill(farm, observer, victim))
                     seen = observer.observation()
-                syns, doubles, lost = syns + seen.syns, doubles + len(seen.doubles), lost + seen.lost_frames
+                syns, doubles, lost = syns + seen.syns, doubles + seen.doubles, lost + seen.lost_frames
                 print(f"{timing} {len(done):3}: {done[-1]}", file=sys.stderr)
         finally:
             lab.down()

@@ -229,10 +229,10 @@ def freeze(story: Story, node: str) -> None:
 def verdict(story: Story) -> None:
     """What the wire says about the whole demo."""
     seen = story.observer.observation()
-    story.figures["wire"] = {"syns": seen.syns, "answered": seen.answered, "doubles": len(seen.doubles)}
+    story.figures["wire"] = {"syns": seen.syns, "answered": seen.answered, "doubles": seen.doubles}
     story.say(f"the observer saw {seen.syns} SYNs; answers: {seen.by_node}; frames it missed: {seen.lost_frames}")
     story.promise(
-        "never two answers to one SYN", not seen.doubles and not seen.lost_frames, f"{len(seen.doubles)} of {seen.syns}"
+        "never two answers to one SYN", not seen.doubles and not seen.lost_frames, f"{seen.doubles} of {seen.syns}"
     )
     story.promise(
         "the virtual MAC is nobody's source and every VIP's address",

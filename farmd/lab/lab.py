@@ -253,8 +253,8 @@ class Lab:
 
     def _signal(self, name: str, parts: Sequence[Part], number: signal.Signals) -> None:
         host = self._member(name)
-        # The engine first: a daemon that sees its engine die might start another.
-        order = sorted(netns.processes(host.namespace), key=lambda process: process.part is not Part.ENGINE)
+        # The daemon first: one that sees its engine die starts another at once.
+        order = sorted(netns.processes(host.namespace), key=lambda process: process.part is not Part.DAEMON)
         hit = [
             process for process in order if process.part in parts and netns.send_signal(host.namespace, process, number)
         ]

@@ -25,6 +25,7 @@ _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING = 263, 6, 4
 _RECEIVE_BUFFER = 32 << 20
 _BURST = 256
+_EXAMPLES = 5
 
 
 @dataclass(slots=True)
@@ -43,12 +44,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the wire says about a span of time. `doubles` describes each SYN that two nodes answered."""
+    """What the wire says about a span of time."""
 
     syns: int
     answered: int
     by_node: dict[str, int]
-    doubles: tuple[str, ...]
+    doubles: int
+    """SYNs that more than one node answered; must never be."""
+    examples: tuple[str, ...]
+    """The first few of those, in words."""
     virtual_mac_sources: int
     """Frames that came from the virtual MAC; one would teach the switch a port, and flooding would end."""
     wrong_announcements: tuple[str, ...]
@@ -150,20 +154,28 @@ def judge(
     """Say what a list of SYNs and announcements amounts to. Pure."""
     syns = answered = 0
     by_node: Counter[str] = Counter()
-    doubles = []
+    doubles: list[Asked] = []
     for one in asked:
         syns += 1
         names = sorted(plan.node_of_mac(mac) or mac.hex(":") for mac in one.answered_by)
         answered += bool(names)
         by_node.update(names)
         if len(names) > 1:
-            doubles.append(f"{one.flow} was answered by {' and '.join(names)}")
+            doubles.append(one)
     wrong = [
         f"{said.address} was announced at {said.announced_mac.hex(':')} by {said.source_mac.hex(':')}"
         for said in announced
         if said.address in (VIP, VIP6) and said.announced_mac != VIRTUAL_MAC
     ]
-    return Observation(syns, answered, dict(by_node), tuple(doubles), from_virtual_mac, tuple(wrong), lost)
+    examples = tuple(_in_words(plan, one) for one in doubles[:_EXAMPLES])
+    return Observation(syns, answered, dict(by_node), len(doubles), examples, from_virtual_mac, tuple(wrong), lost)
+
+
+def _in_words(plan: LabPlan, one: Asked) -> str:
+    answers = ", ".join(
+        f"{plan.node_of_mac(mac) or mac.hex(':')} after {(at - one.at_ns) / 1e6:.1f} ms" for at, mac in one.answers
+    )
+    return f"{one.flow} at {one.at_ns / 1e9:.3f} was answered by {answers}"
 
 
 def open_capture(device: str) -> socket.socket:

@@ -134,8 +134,9 @@ def test_two_nodes_for_one_syn_is_a_double_and_a_repeat_is_none() -> None:
     asked = [Asked(FLOW, 0, [(1, MAC1), (2, MAC2)]), Asked(FLOW, 3, [(4, MAC1), (5, MAC1)]), Asked(FLOW, 6)]
     seen = judge(plan, asked, [Announcement(VIP, MAC1, MAC1), Announcement(VIP, VIRTUAL_MAC, MAC1)], 0, 0)
     assert (seen.syns, seen.answered, seen.by_node) == (3, 2, {"node1": 2, "node2": 1})
-    assert len(seen.doubles) == 1
-    assert "node1 and node2" in seen.doubles[0]
+    assert seen.doubles == len(seen.examples) == 1
+    assert "node1 after" in seen.examples[0]
+    assert "node2 after" in seen.examples[0]
     assert len(seen.wrong_announcements) == 1
     assert not seen.clean
     assert judge(plan, asked[1:], [], 0, 0).clean
