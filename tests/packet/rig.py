@@ -113,6 +113,10 @@ class Rig:
         for group in (0, 1):
             self.control.write(group, planes if group in groups else Planes())
 
+    def counted(self, rule: int, reason: str) -> int:
+        """How many packets were counted so."""
+        return self.filter.counters().get((rule, Reason(reason)), 0)
+
     def judge(self, frame: bytes) -> Probe:
         """What the filter does with a frame; proves that twin and attached program agree, and that it counts right."""
         told = self.run(self.filter.probe, frame)

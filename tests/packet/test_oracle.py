@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C against the oracle in pure Python: the hash, the bucket that the kernel uses, and the layout of what they share."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+
+from farmd.dataplane._libbpf import ffi, lib
+from farmd.dataplane.filter import OBJECT
+from farmd.dataplane.kernel import declared_maps
+from farmd.model.buckets import BUCKETS
+from farmd.model.planes import Planes
+from farmd.model.rules import Affinity
+from farmd.model.siphash import bucket_of
+from tests.packet.rig import CLIENT_MAC, VIP4, VIP6, VIRTUAL_MAC, Rig
+
+pytestmark = pytest.mark.root
+
+KEYS = st.binary(min_size=16, max_size=16)
+PORTS = st.integers(0, 65535)
+CLIENTS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=KEYS, client=CLIENTS, port=PORTS, by_port=st.booleans())
+def test_the_kernel_uses_the_oracles_bucket(
+    rig: Rig, key: bytes, client: IPv4Address | IPv6Address, port: int, by_port: bool
+) -> None:
+    affinity = Affinity.CLIENT_IP_PORT if by_port else Affinity.CLIENT_IP
+    ip = IP(src=str(client), dst=VIP4) if client.version == 4 else IPv6(src=str(client), dst=VIP6)
+    tcp = TCP(sport=port, dport=8080 if by_port else 80, flags="S")
+    frame = bytes(Ether(dst=VIRTUAL_MAC, src=CLIENT_MAC) / ip / tcp)
+    bit = 1 << bucket_of(key, affinity, client, port)
+    rig.run(rig.filter.configure, rig.config, key, [rig.facts])
+
+    rig.control.write(int(by_port), Planes(own=bit))
+    assert rig.run(rig.filter.probe, frame).reason == "accept-own"
+    rig.control.write(int(by_port), Planes(own=((1 << BUCKETS) - 1) ^ bit))
+    assert rig.run(rig.filter.probe, frame).reason == "drop-not-owner"
+
+
+@pytest.mark.parametrize(
+    ("name", "struct"),
+    [
+        ("farm_active", "struct farm_active"),
+        ("farm_tables", "struct farm_table"),
+        ("farm_planes", "struct farm_planes"),
+        ("farm_counters", "struct farm_counts"),
+        ("farm_fragments", "struct farm_outcome"),
+        ("farm_lease", "unsigned long long"),
+    ],
+)
+def test_both_compilers_lay_structs_out_alike(name: str, struct: str) -> None:
+    """What the filter's BTF says of a map's value, against what the C compiler says of the struct."""
+    assert declared_maps(OBJECT)[name].value_size == ffi.sizeof(struct)
+
+
+def test_map_sizes() -> None:
+    shapes = declared_maps(OBJECT)
+    assert ffi.sizeof("struct farm_fragment") == shapes["farm_fragments"].key_size
+    assert shapes["farm_planes"].value_size == BUCKETS == lib.FARM_BUCKETS
+    assert shapes["farm_counters"].max_entries == lib.FARM_RULES + 1 == lib.FARM_COUNTERS
+    assert lib.FARM_VIP_SLOTS == (1 << 64 - lib.FARM_VIP_SHIFT) + lib.FARM_PROBES - 1
+    assert lib.FARM_RULE_SLOTS == (1 << 64 - lib.FARM_RULE_SHIFT) + lib.FARM_PROBES - 1
+    assert lib.FARM_UNDECIDED <= lib.FARM_REASONS

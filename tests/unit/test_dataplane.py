@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data plane's pure parts: tables, planes, hash and names. Needs what `cext/build.py` compiles, but no root."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farmd.dataplane import hash as native
+from farmd.dataplane import planes, tables
+from farmd.dataplane._libbpf import ffi, lib
+from farmd.dataplane.reasons import REASONS, VERDICTS, Reason, Verdict, verdict_of
+from farmd.model import siphash
+from farmd.model.interfaces import InterfaceFacts
+from farmd.model.planes import CLOSED, Planes
+from farmd.model.rules import Address, Affinity, Protocol, Rule
+from tests.unit import farms
+
+KEYS = st.binary(min_size=16, max_size=16)
+PLANE = st.integers(0, (1 << 4096) - 1)
+ETH0 = InterfaceFacts("eth0", 7, bytes(range(6)), "veth", "veth", 1500)
+
+
+@given(KEYS, st.sampled_from(Affinity), st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)), st.integers(0, 65535))
+def test_the_fast_hash_is_the_models(
+    key: bytes, affinity: Affinity, client: IPv4Address | IPv6Address, port: int
+) -> None:
+    assert native.bucket_of(key, affinity, client, port) == siphash.bucket_of(key, affinity, client, port)
+
+
+def test_the_fast_hash_refuses_a_wrong_key() -> None:
+    with pytest.raises(ValueError, match="16 bytes"):
+        native.bucket_of(bytes(15), Affinity.CLIENT_IP, ip_address("1.2.3.4"), 0)
+
+
+@given(PLANE, PLANE, PLANE)
+def test_planes_survive_the_kernels_form(own: int, held: int, fresh: int) -> None:
+    value = Planes(own=own, held=held, fresh=fresh)
+    assert planes.decode(planes.encode(value)) == value
+
+
+@pytest.mark.parametrize("bucket", [0, 1, 63, 64, 2047, 4095])
+def test_each_bucket_has_its_byte(bucket: int) -> None:
+    state = planes.encode(Planes(own=1 << bucket, held=0, fresh=1 << bucket))
+    assert len(state) == 4096
+    assert {number: byte for number, byte in enumerate(state) if byte} == {bucket: lib.FARM_OWN | lib.FARM_FRESH}
+    assert planes.encode(Planes(held=1 << bucket))[bucket] == lib.FARM_HELD
+
+
+def test_the_twin_in_memory() -> None:
+    twin: planes.FilterControl = planes.MemoryPlanes()
+    assert twin.read(3) == CLOSED
+    twin.write(3, Planes(own=5))
+    twin.renew(100)
+    assert (twin.read(3), twin.lease_left_ns()) == (Planes(own=5), 100)
+
+
+def test_reasons_are_those_of_the_filter() -> None:
+    named = {
+        number: name.removeprefix("FARM_").lower().replace("_", "-")
+        for number, name in ffi.typeof("enum farm_reason").elements.items()
+        if number not in (lib.FARM_NOT_VIP, lib.FARM_UNDECIDED)
+    }
+    assert {number: reason.value for number, reason in enumerate(REASONS) if reason} == named
+
+
+def test_verdicts_are_those_of_the_filter() -> None:
+    for number, reason in enumerate(REASONS):
+        if reason is None:
+            continue
+        expected = "pass" if number < lib.FARM_FIRST_ANSWER else "tx" if number < lib.FARM_FIRST_DROP else "drop"
+        assert verdict_of(reason) == expected
+    assert verdict_of(Reason.ACCEPT_COOKIE) is Verdict.PASS
+    assert VERDICTS == {0: "aborted", 1: "drop", 2: "pass", 3: "tx"}
+
+
+def look_up(raw: bytes, vip: Address, protocol: Protocol, port: int) -> tuple[int, int, int]:
+    """What the filter finds in a table: numbers of VIP and rule, and the probes that it took. After `table.h`."""
+    table = ffi.from_buffer("struct farm_table *", raw)
+    words = tables.vip_words(vip)
+    home = tables.vip_home(table.vip_seed, words)
+    number, probes = 0, 0
+    for slot in table.vips[home : home + lib.FARM_PROBES]:
+        probes += 1
+        if not slot.vip or tuple(slot.address.words) == words:
+            number = slot.vip
+            break
+    key = tables.rule_key(number, protocol, port)
+    home = tables.rule_home(table.rule_seed, key)
+    for slot in table.rules[home : home + lib.FARM_PROBES]:
+        probes += 1
+        if not slot.rule or slot.key == key:
+            return number, slot.rule, probes
+    return number, 0, probes
+
+
+def full_farm(draw: random.Random) -> tuple[tuple[Address, ...], tuple[Rule, ...]]:
+    """As many VIPs and rules as fit, at random."""
+    four = {ip_address(draw.getrandbits(32)) for _ in range(128)}
+    six = {ip_address(draw.getrandbits(128)) for _ in range(400)}
+    vips = tuple(sorted(four, key=int)) + tuple(sorted(six, key=int))[: 256 - len(four)]
+    places: set[tuple[Address, Protocol, int]] = set()
+    while len(places) < 1000:
+        places.add((draw.choice(vips), draw.choice(list(Protocol)), draw.randrange(1, 65536)))
+    rules = tuple(
+        Rule(index, f"r{index}", vip, protocol, port, draw.choice(list(Affinity)), draw.randrange(16))
+        for index, (vip, protocol, port) in enumerate(sorted(places, key=str), 1)
+    )
+    return vips, rules
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_full_table_finds_everything_and_nothing_else(number: int) -> None:
+    draw = random.Random(number)
+    vips, rules = full_farm(draw)
+    raw = tables.encode(replace(farms.config(), vips=vips, rules=rules), farms.KEY, [ETH0])
+
+    for rule in rules:
+        vip, found, _ = look_up(raw, rule.vip, rule.protocol, rule.port)
+        assert (vip, found) == (vips.index(rule.vip) + 1, rule.index)
+    taken = {(rule.vip, rule.protocol, rule.port) for rule in rules}
+    for _ in range(2000):
+        place = (draw.choice(vips), draw.choice(list(Protocol)), draw.randrange(1, 65536))
+        if place not in taken:
+            assert look_up(raw, *place)[1] == 0
+    for _ in range(2000):
+        assert look_up(raw, ip_address(draw.getrandbits(32)), Protocol.TCP, 80)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("vips", ["neighbours", "subnets"])
+def test_orderly_farms_fit_as_well(vips: str) -> None:
+    """256 addresses in a row and ports in a row, as people write them."""
+    step = 1 if vips == "neighbours" else 256
+    four = tuple(ip_address(0x0A000000 + step * number) for number in range(128))
+    six = tuple(ip_address((0x2001 << 112) + step * number) for number in range(128))
+    rules = tuple(
+        Rule(index + 1, f"r{index}", (four + six)[index % 256], Protocol.TCP, 80 + index // 256, Affinity.CLIENT_IP, 0)
+        for index in range(1000)
+    )
+    raw = tables.encode(replace(farms.config(), vips=four + six, rules=rules), farms.KEY, [ETH0])
+    for rule in rules:
+        assert look_up(raw, rule.vip, rule.protocol, rule.port)[1] == rule.index
+
+
+def test_the_rest_of_the_table() -> None:
+    config = replace(farms.config(), drop_without_rule=False)
+    table = ffi.from_buffer("struct farm_table *", tables.encode(config, farms.KEY, [ETH0]))
+    assert bytes(ffi.buffer(table.hash_key)) == farms.KEY
+    assert bytes(table.virtual_mac) == config.virtual_mac
+    assert table.accept_without_rule == 1
+    assert (table.interfaces[0].ifindex, bytes(table.interfaces[0].mac)) == (7, ETH0.mac)
+    assert table.interfaces[1].ifindex == 0
+
+
+def test_later_fragments_have_a_rule_where_all_rules_agree() -> None:
+    def rule(index: int, protocol: Protocol, port: int, affinity: Affinity, group: int) -> Rule:
+        return Rule(index, f"r{index}", farms.VIP4, protocol, port, affinity, group)
+
+    same = rule(1, Protocol.UDP, 1, Affinity.CLIENT_IP, 2), rule(2, Protocol.UDP, 2, Affinity.CLIENT_IP, 2)
+    assert tables.portless(same) == [same[0]]
+    assert tables.portless((*same, rule(3, Protocol.UDP, 3, Affinity.CLIENT_IP, 1))) == []
+    assert tables.portless((*same, rule(3, Protocol.UDP, 3, Affinity.CLIENT_IP_PORT, 2))) == []
+    other = rule(3, Protocol.TCP, 3, Affinity.CLIENT_IP_PORT, 2)
+    assert tables.portless((*same, other)) == [same[0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "interfaces"),
+    [
+        ({"vips": tuple(ip_address(number) for number in range(257))}, 1),
+        ({"virtual_mac": bytes(5)}, 1),
+        ({}, 9),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, object], interfaces: int) -> None:
+    with pytest.raises(ValueError, match=r"too many|bytes"):
+        tables.encode(replace(farms.config(), **changes), farms.KEY, [ETH0] * interfaces)  # type: ignore[arg-type]
+
+
+def test_ipv4_is_compared_in_its_ipv6_form() -> None:
+    mapped = bytes(10) + b"\xff\xff" + bytes([10, 77, 0, 100])
+    assert tables.vip_words(ip_address("10.77.0.100")) == struct.unpack("<QQ", mapped)
