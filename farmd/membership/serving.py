@@ -173,6 +173,8 @@ def write(state: State, now_ns: int, planes: tuple[Planes, ...]) -> None:
         return
     held_before = state.holding
     state.planes = planes
+    state.holding = any(group.held for group in planes)
+    state.fresh = any(group.fresh for group in planes)
     if not held_before and state.holding:
         state.held_since_ns = now_ns
     state.out.append(WritePlanes(planes))
@@ -190,7 +192,7 @@ def check_settled(state: State, now_ns: int) -> None:
     deadline = state.settings.drain_deadline_ns
     if state.holding and now_ns - state.held_since_ns >= deadline:
         write(state, now_ns, tuple(forget_held(planes, planes.held) for planes in state.planes))
-    if not any(planes.fresh for planes in state.planes):
+    if not state.fresh:
         return
     over = state.started_ns is not None and now_ns - state.started_ns >= deadline
     if over or not any(_may_hold(state, now_ns, node) for node in state.peers):

@@ -59,6 +59,10 @@ class State:
         self.opened = False
         self.lost = False
         """The lease ran out while serving, which people were told."""
+        self.holding = False
+        """It may have connections of buckets that moved away."""
+        self.fresh = False
+        """Another live node may have connections of buckets that are ours now."""
         self.held_since_ns = NEVER_NS
         self.established = 0
         self.held = 0
@@ -82,11 +86,6 @@ class State:
     def may_be_alone(self) -> bool:
         """The farm puts being available above being exclusive."""
         return self.settings.profile is Profile.AVAILABLE
-
-    @property
-    def holding(self) -> bool:
-        """It may have connections of buckets that moved away."""
-        return any(planes.held for planes in self.planes)
 
     def alive(self, now_ns: int, node: NodeId) -> bool:
         """`node` hears us and we hear it."""

@@ -9,7 +9,7 @@ bytes are the kernel's 64-bit words.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import cycle
+from itertools import compress, cycle
 
 from farmd.model.nodes import MAX_NODES, NodeId
 
@@ -87,12 +87,8 @@ def _disown_last(owners: bytearray, node: NodeId, count: int) -> None:
 
 def positions(owners: bytes, owner: int) -> list[int]:
     """The buckets whose entry is `owner`, ascending."""
-    found = []
-    at = owners.find(owner)
-    while at >= 0:
-        found.append(at)
-        at = owners.find(owner, at + 1)
-    return found
+    marks = bytes(number == owner for number in range(256))
+    return list(compress(range(len(owners)), owners.translate(marks)))
 
 
 def plane_of(owners: bytes, node: NodeId) -> int:

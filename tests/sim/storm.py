@@ -15,7 +15,7 @@ from farmd.model.nodes import NodeId
 from tests.sim.world import MS, SECOND, SIM_FAST, SIM_TIMING, Farm, World
 
 CALM_NS = 1500 * MS
-STORM_NS = 8 * SECOND
+STORM_NS = 5 * SECOND
 HEAL_NS = 8 * SECOND
 """After the last fault a farm is whole within this: restart wait, takeover, longest hold-down."""
 SAMPLE_NS = 100 * MS
@@ -64,7 +64,7 @@ class Storm:
         self._world = world
         self._random = world.random
         self._names = sorted(world.everyone)
-        self._pace_ns = self._random.choice((120, 250, 500)) * MS
+        self._pace_ns = self._random.choice((100, 200, 400)) * MS
 
     def begin(self) -> None:
         """Set the background of bad weather and schedule the faults."""
@@ -102,11 +102,20 @@ class Storm:
         rng = self._random
         if self._world.now_ns >= CALM_NS + STORM_NS:
             return
-        fault = rng.choices(
-            (self._partition, self._one_way, self._heal, self._stall, self._crash, self._power, self._ask, self._leave),
-            (10, 12, 22, 16, 14, 6, 10, 2),
-        )[0]
-        fault()
+        faults = {
+            self._partition: 10,
+            self._one_way: 12,
+            self._heal: 22,
+            self._stall: 16,
+            self._crash: 14,
+            self._power: 6,
+            self._ask: 10,
+            self._leave: 2,
+            self._last_supporter: 4,
+            self._miss_a_view: 4,
+            self._kill_a_proposer: 4,
+        }
+        rng.choices(list(faults), list(faults.values()))[0]()
 
     def _one(self) -> NodeId:
         return self._random.choice(self._names)
@@ -146,6 +155,42 @@ class Storm:
         node = rng.choice(sorted(world.nodes))
         request = rng.choice((Drain(node), Ready(node), Ready(node), SetWeight(node, rng.choice((10, 50, 200)), None)))
         world.request(self._one(), request)
+
+    # Faults that aim at one safeguard each; by chance alone they would take thousands of seeds.
+
+    def _last_supporter(self) -> None:
+        """One node lives by one voter's promise, and that voter forgets it by a crash (rule 7)."""
+        world, rng = self._world, self._random
+        node, voter = rng.sample(self._names, 2)
+        world.network.cut |= {(node, other) for other in self._names if other not in (node, voter)}
+        world.network.cut |= {(other, node) for other in self._names if other not in (node, voter)}
+        world.at(world.now_ns + rng.randrange(300, 1200) * MS, self._forget, node, voter)
+
+    def _forget(self, node: NodeId, voter: NodeId) -> None:
+        world = self._world
+        world.network.cut |= {(node, voter), (voter, node)}
+        world.crash(voter)
+        world.at(world.now_ns + self._random.choice((1, 5, 50)) * MS, world.boot, voter)
+
+    def _miss_a_view(self) -> None:
+        """One node is away while buckets move, and back before its lease ends."""
+        world, rng = self._world, self._random
+        name = self._one()
+        world.network.cut |= {(name, other) for other in self._names} | {(other, name) for other in self._names}
+        self._ask()
+        world.at(world.now_ns + rng.randrange(20, 600) * MS, self._heal)
+
+    def _kill_a_proposer(self) -> None:
+        """Crash some node just after it was asked for a change, perhaps before everybody has heard of its view."""
+        world, rng = self._world, self._random
+        name = self._one()
+        node = rng.choice(sorted(world.nodes))
+        world.request(name, rng.choice((Drain(node), Ready(node))))
+        for other in rng.sample(self._names, rng.randrange(len(self._names))):
+            world.network.cut.add((name, other))
+        world.at(world.now_ns + rng.randrange(5 * MS), world.crash, name)
+        world.at(world.now_ns + rng.choice((6, 20, 100)) * MS, world.boot, name)
+        world.at(world.now_ns + rng.randrange(20, 800) * MS, self._heal)
 
     def _leave(self) -> None:
         world = self._world

@@ -202,6 +202,7 @@ class World:
     # ---- commands ----
 
     def _execute(self, host: Host, commands: list[Command] | list[object]) -> None:
+        changed = False
         for place, command in enumerate(commands):
             if self.mid_stall and self.random.random() < self.mid_stall:
                 host.postponed = [*commands[place:], *host.postponed]
@@ -210,7 +211,9 @@ class World:
             if isinstance(command, Send):
                 targets = self.hosts if command.to is None else (command.to,)
                 self._send(host, targets, command.message)
-            elif isinstance(command, WritePlanes):
+                continue
+            changed = True
+            if isinstance(command, WritePlanes):
                 host.planes = command.planes
                 self._check(host)
             elif isinstance(command, WriteLease):
@@ -223,7 +226,8 @@ class World:
                 host.halted = True
                 return
         if host.node is not None:
-            host.node.check_invariants()
+            if changed:
+                host.node.check_invariants()
             if host.stalled_until_ns <= self.now_ns:
                 self._schedule(host)
 
