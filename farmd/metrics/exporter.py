@@ -53,15 +53,16 @@ class FarmCollector:
         self._facts = facts
         self._memory = memory
         self._totals = memory.load()
+        self._failing: set[str] = set()
         self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment."""
         readings: list[Reading] = []
         with self._lock:
-            status = _measured(readings, "status", self._source.status)
-            counters = _measured(readings, "counters", self._source.counters)
-            totals = _measured(readings, "events", self._count)
+            status = self._measured(readings, "status", self._source.status)
+            counters = self._measured(readings, "counters", self._source.counters)
+            totals = self._measured(readings, "events", self._count)
         return families(Snapshot(status, counters, totals, tuple(readings)), self._facts)
 
     def _count(self) -> Totals:
@@ -74,16 +75,16 @@ class FarmCollector:
                 self._memory.save(self._totals)
         return self._totals
 
-
-def _measured(readings: list[Reading], collector: str, read: Callable[[], _T]) -> _T | None:
-    """What `read` returns, or None if it fails: the rest of a scrape is worth having without it."""
-    begin = time.perf_counter()
-    found: _T | None = None
-    try:
-        found = read()
-    except FarmError as error:
-        _log.warning("metrics: %s", error)
-    except Exception:
-        _log.exception("metrics: %s could not be read", collector)
-    readings.append(Reading(collector, found is not None, time.perf_counter() - begin))
-    return found
+    def _measured(self, readings: list[Reading], collector: str, read: Callable[[], _T]) -> _T | None:
+        """What `read` returns, or None if it fails: the rest of a scrape is worth having without it."""
+        begin = time.perf_counter()
+        found: _T | None = None
+        try:
+            found = read()
+            self._failing.discard(collector)
+        except Exception as error:
+            if collector not in self._failing:  # Once is enough: a scrape comes every few seconds.
+                _log.warning("metrics: %s: %s", collector, error, exc_info=not isinstance(error, FarmError))
+            self._failing.add(collector)
+        readings.append(Reading(collector, found is not None, time.perf_counter() - begin))
+        return found
