@@ -34,7 +34,9 @@ def lost_ns(state: State) -> int:
     settings = state.settings
     if not state.may_be_alone or state.alone or not state.is_node:
         return FAR_NS
-    lost = max(state.born_ns + settings.restart_ns, state.lease.deadline_ns)
+    # When our own link comes back, the gateway may answer before the peer is heard: silence counts only from then on.
+    connected_ns = state.gateway_since_ns + settings.timing.promise_ns
+    lost = max(state.born_ns + settings.restart_ns, state.lease.deadline_ns, connected_ns)
     for node, peer in state.peers.items():
         if peer.left:
             continue

@@ -185,6 +185,8 @@ class Node:
 
     def gateway(self, now_ns: int, reachable: bool) -> list[Command]:
         """Whether the gateway answers on the path that clients use; counts only in profile `available`."""
+        if reachable and not self._state.gateway:
+            self._state.gateway_since_ns = now_ns
         self._state.gateway = reachable
         return self.tick(now_ns)
 

@@ -71,6 +71,8 @@ class State:
         self.halted = False
         self.alone = False
         self.gateway = False
+        self.gateway_since_ns = NEVER_NS
+        """Since when it has been reached without a break."""
 
     @property
     def serves(self) -> bool:

@@ -52,6 +52,21 @@ def test_without_the_gateway_nobody_goes_alone() -> None:
     assert status(world, 1).exclusive
 
 
+def test_a_node_whose_own_link_comes_back_gives_its_peer_time_to_be_heard() -> None:
+    world = two_nodes()
+    world.network.cut |= BOTH_WAYS
+    world.gateway(N0, False)
+    wait(world, 3 * SECOND)
+    assert status(world, 1).planes[0].own == ALL_BUCKETS
+    world.gateway(N0, True)  # the gateway answers first, and only then a heartbeat of the peer comes through
+    wait(world, 50 * MS)
+    world.network.cut.clear()
+    for _ in range(40):
+        wait(world, 100 * MS)
+        assert status(world, 0).planes[0].own & status(world, 1).planes[0].own == 0
+    assert world.whole()
+
+
 def test_both_serve_everything_when_only_their_link_is_cut_and_heal_when_it_is_back() -> None:
     world = two_nodes()
     world.network.cut |= BOTH_WAYS
