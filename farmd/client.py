@@ -107,6 +107,10 @@ class Client:
         query = urlencode({name: value for name, value in given.items() if value is not None})
         return self._call("GET", f"/v1/explain?{query}", "Explanation")
 
+    def reload(self) -> Answer[Operation]:
+        """Let the daemon put farm.toml as it is now in force; an invalid one is refused and changes nothing."""
+        return self._call("POST", "/v1/reload", "Operation", {})
+
     def leave(self) -> Answer[Operation]:
         """Let this node leave the farm as planned."""
         return self._call("POST", "/v1/leave", "Operation", {})

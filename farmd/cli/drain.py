@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`farmctl drain`, `ready` and `leave`: take a node out of service without hurting anybody, and bring it back."""
+"""`farmctl drain`, `ready`, `leave` and `reload`: change a node without hurting anybody."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def register(app: typer.Typer) -> None:
     verb(app)(drain)
     verb(app)(ready)
     verb(app)(leave)
+    verb(app)(reload)
 
 
 def drain(
@@ -83,6 +84,15 @@ def ready(session: Session, node: NodeArgument) -> None:
 def leave(session: Session) -> None:
     """Hand over, say goodbye, stop: this node leaves the farm."""
     _report(session, session.client().leave())
+
+
+def reload(session: Session) -> None:
+    """Put farm.toml as it is now in force on this node, under traffic.
+
+    A file with a mistake is refused and changes nothing. VIPs and rules change without a packet lost; what the nodes
+    must agree on (members, keys, timing, groups) makes this node leave the farm and join it again.
+    """
+    _report(session, session.client().reload())
 
 
 def _report(session: Session, answer: Answer[Operation], *, stream: bool = False) -> None:

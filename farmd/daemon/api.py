@@ -87,6 +87,9 @@ class Backend(Protocol):
     ) -> Explanation:
         """Which node serves this client. `vip` and `vport` come together; without them, by the client-ip affinity."""
 
+    async def reload(self) -> Operation:
+        """Put farm.toml as it is now in force, if it is valid."""
+
     async def leave(self) -> Operation:
         """Leave the farm as planned: close, say goodbye, stop."""
 
@@ -107,6 +110,7 @@ def build(backend: Backend) -> Starlette:
         Route("/v1/members/{member}/drain", api.answer("Operation", api.drain), methods=["POST"]),
         Route("/v1/members/{member}/ready", api.answer("Operation", api.ready), methods=["POST"]),
         Route("/v1/members/{member}/weight", api.answer("Operation", api.set_weight), methods=["POST"]),
+        Route("/v1/reload", api.answer("Operation", api.reload), methods=["POST"]),
         Route("/v1/leave", api.answer("Operation", api.leave), methods=["POST"]),
     ]
     return Starlette(routes=routes, exception_handlers=handlers)
@@ -161,6 +165,10 @@ class _Api:
         if not 0 <= weight <= MAX_WEIGHT:
             raise BadRequest("weight", f"{weight} is out of range", f"Give a whole number from 0 to {MAX_WEIGHT}")
         return await self._backend.set_weight(_member(request), weight, body.optional("group", str))
+
+    async def reload(self, request: Request) -> Operation:
+        await _Body.read(request, set())
+        return await self._backend.reload()
 
     async def leave(self, request: Request) -> Operation:
         await _Body.read(request, set())

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from farmd.daemon.clock import boot_ns
 from farmd.daemon.eventlog import EventLog
@@ -40,6 +40,7 @@ class DaemonBackend:
         filter_: Filter | None,
         events: EventLog,
         problems: list[ProblemData],
+        reload: Callable[[], None],
     ) -> None:
         self._config = config
         self._hash_key = hash_key
@@ -47,6 +48,7 @@ class DaemonBackend:
         self._filter = filter_
         self._events = events
         self._problems = problems
+        self._reload = reload
 
     @property
     def name(self) -> str:
@@ -120,6 +122,13 @@ class DaemonBackend:
         question = Question(client, port, vip, vport, protocol)
         probe = None if self._filter is None else self._filter.probe
         return explain(self._config, self._hash_key, report, question, probe, boot_ns())
+
+    async def reload(self) -> Operation:
+        """Put farm.toml as it is now in force; ConfigError if it is not valid."""
+        self._reload()
+        return Operation(
+            accepted=True, text="farm.toml is valid; this farmd starts again with it, the filter serves on"
+        )
 
     async def leave(self) -> Operation:
         """Leave the farm in the planned way; farmd ends once the engine has left."""

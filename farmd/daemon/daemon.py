@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from farmd.daemon.backend import DaemonBackend
 from farmd.daemon.connections import take_census
 from farmd.daemon.eventlog import EventLog
 from farmd.daemon.fingerprint import fingerprint
+from farmd.daemon.keyfile import read_key_file
 from farmd.daemon.log import log
 from farmd.daemon.report import EngineReport
 from farmd.daemon.supervisor import EngineSupervisor
 from farmd.dataplane.filter import Filter
 from farmd.dataplane.hash import bucket_of
 from farmd.membership.keys import KeyRing
+from farmd.model import farmfile
 from farmd.model.answers import ProblemData
 from farmd.model.config import FarmConfig, Profile
-from farmd.model.errors import FarmError
+from farmd.model.errors import ConfigError, FarmError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
 from farmd.net import gateway, sockets
@@ -31,6 +34,16 @@ _CENSUS_S = 1.0
 _CENSUS_HOLDING_S = 0.25
 """While connections of moved buckets are waited for: a drain should end when the last one does."""
 _GATEWAY_S = 0.2
+_ANSWER_FIRST_S = 0.1
+"""Between a reload's answer and the end of the server that sends it."""
+
+
+class Ending(StrEnum):
+    """Why a daemon ended."""
+
+    STOPPED = "stopped"
+    LEFT = "left"
+    RELOAD = "reload"
 
 
 class Daemon:
@@ -45,9 +58,13 @@ class Daemon:
         facts: Sequence[InterfaceFacts],
     ) -> None:
         self._config = config
+        self._config_path = config_path
+        self._ending = Ending.STOPPED
         self._hash_key = ring.hash_key
         self._facts = facts
         self._stop = asyncio.Event()
+        self._moved = asyncio.Event()
+        """Buckets have moved: time to count sockets again."""
         self._problems: list[ProblemData] = []
         self._events = EventLog(config.state_dir)
         self._engine = EngineSupervisor(
@@ -58,7 +75,7 @@ class Daemon:
             self._tell,
             maps_are_new=filter_ is not None and filter_.fresh_maps,
         )
-        backend = DaemonBackend(config, ring.hash_key, self._engine, filter_, self._events, self._problems)
+        backend = DaemonBackend(config, ring.hash_key, self._engine, filter_, self._events, self._problems, self.reload)
         self._app = api.build(backend)
         for one in () if filter_ is None else filter_.attachments:
             how = "reattached" if one.reattached else "attached"
@@ -68,26 +85,55 @@ class Daemon:
         """End this process; filter, VIPs and engine stay as they are."""
         self._stop.set()
 
-    async def run(self) -> bool:
-        """Serve until stopped (False) or until this node has left the farm (True)."""
-        tasks = [asyncio.create_task(httpd.serve(self._app, self._config.api_socket, self._stop), name="api")]
+    def reload(self) -> None:
+        """Have the configuration read again, by ending with `Ending.RELOAD`.
+
+        A start is made to happen under traffic (the pins and the engine outlive this process), so a reload is a start
+        whose files were found valid beforehand.
+
+        Raises:
+            ConfigError: they are not; everything stays as it is.
+        """
+        try:
+            config = farmfile.load(self._config_path)
+            read_key_file(config.key_file)
+        except ConfigError as error:
+            self._tell("config.rejected", str(error))
+            raise
+        self._tell("config.accepted", "farm.toml is valid: starting again with it")
+        self._ending = Ending.RELOAD
+        asyncio.get_running_loop().call_later(_ANSWER_FIRST_S, self._stop.set)
+
+    async def run(self) -> Ending:
+        """Serve until stopped, until a reload, or until this node has left the farm.
+
+        Raises:
+            FarmError: the API's socket cannot be had.
+        """
+        served = asyncio.create_task(httpd.serve(self._app, self._config.api_socket, self._stop), name="api")
         engine = asyncio.create_task(self._engine.run(), name="engine supervisor")
+        others: list[asyncio.Task[Any]] = [asyncio.create_task(self._stop.wait(), name="stop")]
         if self._config.me.role is Role.NODE:
-            tasks.append(asyncio.create_task(self._count_sockets(), name="socket census"))
+            others.append(asyncio.create_task(self._count_sockets(), name="socket census"))
         if self._config.profile is Profile.AVAILABLE:
-            tasks.append(asyncio.create_task(self._watch_gateway(), name="gateway watch"))
-        stopped = asyncio.create_task(self._stop.wait(), name="stop")
-        done, _ = await asyncio.wait([*tasks, engine, stopped], return_when=asyncio.FIRST_COMPLETED)
+            others.append(asyncio.create_task(self._watch_gateway(), name="gateway watch"))
+        done, _ = await asyncio.wait([served, engine, *others], return_when=asyncio.FIRST_COMPLETED)
+        if engine in done and self._engine.leaving:
+            self._ending = Ending.LEFT
         self._stop.set()
-        left = engine in done
-        for task in (engine, *tasks[1:]):
-            task.cancel()
         self._events.close()
-        await asyncio.gather(*tasks[1:], engine, return_exceptions=True)
-        await tasks[0]  # The API ends its requests by itself; its error, if it had one, is ours.
-        return left
+        for task in (engine, *others):
+            task.cancel()
+        ended = await asyncio.gather(engine, *others, return_exceptions=True)
+        await served  # Ends by itself, requests under way first; if it could not start, this says why.
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+        return self._ending
 
     def _on_event(self, event: dict[str, Any]) -> None:
+        if event["type"] == "view.started":
+            self._moved.set()
         self._events.append(event["type"], event["text"], event["data"])
 
     def _tell(self, kind: str, text: str) -> None:
@@ -100,7 +146,10 @@ class Daemon:
             holding = False
             with suppress(FarmError):
                 holding = await self._census(await self._engine.report())
-            await asyncio.sleep(_CENSUS_HOLDING_S if holding else _CENSUS_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CENSUS_HOLDING_S if holding else _CENSUS_S):
+                    await self._moved.wait()
+            self._moved.clear()
 
     async def _census(self, report: EngineReport) -> bool:
         found = await asyncio.to_thread(sockets.connections, self._config.vips)

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from farmd import __version__
-from farmd.daemon.daemon import Daemon
+from farmd.daemon.daemon import Daemon, Ending
 from farmd.daemon.keyfile import read_key_file
 from farmd.daemon.log import log
 from farmd.dataplane.filter import Filter, purge
@@ -28,10 +30,16 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 9
 """As farmctl's: the configuration is invalid and nothing was changed."""
 
+_LAST_WORDS = {
+    Ending.STOPPED: "stopped; the engine serves on for 10 s",
+    Ending.LEFT: "this node has left the farm",
+    Ending.RELOAD: "starting again with the configuration as it is now",
+}
 _DESCRIPTION = """The farm's daemon on this server.
 
 SIGTERM ends this process only: the filter stays attached and the engine serves on for 10 seconds, so that farmd can be
-restarted under traffic. To take the server out of the farm use `farmctl leave`."""
+restarted under traffic. SIGHUP (or `farmctl reload`) puts farm.toml in force as it is now. To take the server out of
+the farm use `farmctl leave`."""
 
 
 def main() -> None:
@@ -51,7 +59,9 @@ def main() -> None:
         if config.me.role is Role.NODE:
             config = _with_interfaces(config)
             filter_, facts = _set_up(config, ring)
-        asyncio.run(_serve(Daemon(config, arguments.config, ring, filter_, facts), config.me.name))
+        daemon = Daemon(config, arguments.config, ring, filter_, facts)
+        if asyncio.run(_serve(daemon, config.me.name)) is Ending.RELOAD:
+            os.execv(sys.executable, [sys.executable, "-m", "farmd.daemon", *sys.argv[1:]])
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_CONFIG)
@@ -71,11 +81,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-async def _serve(daemon: Daemon, node: str) -> None:
+async def _serve(daemon: Daemon, node: str) -> Ending:
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, daemon.stop)
-    left = await daemon.run()
-    log(node, "farmd.ended", "this node has left the farm" if left else "stopped; the engine serves on for 10 s")
+        loop.add_signal_handler(number, daemon.stop)
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon)
+    ending = await daemon.run()
+    log(node, "farmd.ended", _LAST_WORDS[ending])
+    return ending
+
+
+def _reload(daemon: Daemon) -> None:
+    with suppress(ConfigError):  # Told as an event; a signal has nobody to answer to.
+        daemon.reload()
 
 
 def _with_interfaces(config: FarmConfig) -> FarmConfig:
@@ -87,12 +105,13 @@ def _with_interfaces(config: FarmConfig) -> FarmConfig:
 
 
 def _set_up(config: FarmConfig, ring: KeyRing) -> tuple[Filter, tuple[InterfaceFacts, ...]]:
-    """Filter first, then VIPs.
+    """Retired VIPs away, then the filter, then new VIPs.
 
     Until an engine renews its lease the filter drops everything for a VIP, so adding the VIPs to this host afterwards
     cannot make it answer beside the farm.
     """
     facts = interfaces.facts(config.interfaces)
+    setup.retire(config)
     filter_ = Filter.attach(config, ring.hash_key, facts)
     setup.apply(config, facts)
     return filter_, facts

@@ -8,6 +8,7 @@ packet. Only one that runs with another configuration is asked to leave, in the 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,9 +142,12 @@ class EngineSupervisor:
         return False
 
     def _reap(self) -> None:
+        """Engines of ours that ended; one may be from before a reload, so a pid alone is not enough."""
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=0.5)
+        with suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
 
 
 def _start_engine(config_path: Path) -> subprocess.Popen[bytes]:

@@ -84,6 +84,15 @@ def apply(config: FarmConfig, interfaces: Sequence[InterfaceFacts]) -> Applied:
     return Applied(acceptance, tuple(work.changes))
 
 
+def retire(config: FarmConfig) -> None:
+    """Take VIPs that the farm no longer has off lo: before the filter forgets them, or this host would answer for them.
+
+    Raises KernelError.
+    """
+    work = _Work(config, load(config.state_dir), [])
+    talk("VIPs on lo", lambda route: _drop_addresses(route, work, _retired(work)))
+
+
 def remove(config: FarmConfig, interfaces: Sequence[InterfaceFacts] = ()) -> tuple[str, ...]:
     """Undoes what `apply` is known to have changed; says what was undone.
 
@@ -151,8 +160,7 @@ def _addresses(route: Any, work: _Work) -> None:
             name = links[int(message["index"])].get("ifname")
             cause = f"it is configured on {name}, so the kernel would tell this node's own MAC address for it"
             raise KernelError(f"VIP {address}", cause, f"Remove it there: ip address del {address} dev {name}.")
-    gone = [ip_address(text) for text in work.record.addresses if ip_address(text) not in work.config.vips]
-    _drop_addresses(route, work, gone)
+    _drop_addresses(route, work, _retired(work))
     if not links[lo]["flags"] & _IFF_UP:
         route.link("set", index=lo, state="up")
     for vip in work.config.vips:
@@ -163,6 +171,10 @@ def _addresses(route: Any, work: _Work) -> None:
             work.save()
         _add_address(route, lo, vip)
         work.changes.append(f"VIP {vip} is on lo")
+
+
+def _retired(work: _Work) -> list[Address]:
+    return [ip_address(text) for text in work.record.addresses if ip_address(text) not in work.config.vips]
 
 
 def _add_address(route: Any, lo: int, vip: Address) -> None:

@@ -153,6 +153,10 @@ class FakeFarmd:
             proof=ProofData(node="node1", verdict="drop", reason="not-owner", agrees=self.agrees),
         )
 
+    async def reload(self) -> Operation:
+        self.asked.append(("reload",))
+        return Operation(accepted=True, text="farm.toml is valid and put in force")
+
     async def leave(self) -> Operation:
         self.asked.append(("leave",))
         return Operation(accepted=True, text="node1 hands its buckets over and stops")

@@ -78,6 +78,7 @@ def test_every_answer_has_the_same_envelope(farm: Served) -> None:
             "Operation",
             ("weight", "node2", 255, "x"),
         ),
+        ("POST", "/v1/reload", b"{}", "Operation", ("reload",)),
         ("POST", "/v1/leave", b"{}", "Operation", ("leave",)),
         ("GET", "/v1/explain?client=192.0.2.7", None, "Explanation", ("explain", "192.0.2.7", None, None, None, None)),
         (
