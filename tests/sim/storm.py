@@ -168,6 +168,8 @@ class Storm:
 
     def _forget(self, node: NodeId, voter: NodeId) -> None:
         world = self._world
+        if world.now_ns >= CALM_NS + STORM_NS:
+            return
         world.network.cut |= {(node, voter), (voter, node)}
         world.crash(voter)
         world.at(world.now_ns + self._random.choice((1, 5, 50)) * MS, world.boot, voter)
