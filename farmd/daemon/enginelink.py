@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from farmd.daemon.report import EngineReport, decode_report
-from farmd.model.errors import FarmError, KernelError, PeerError, TimedOut
+from farmd.model.errors import DaemonUnreachable, FarmError, KernelError, TimedOut
 
 LINE_LIMIT = 4 << 20
 """Longest line in bytes: a report with 16 groups is about 100 kB."""
@@ -69,7 +69,7 @@ class EngineLink:
         """Ask the engine and wait for its answer.
 
         Raises:
-            PeerError: the engine is gone.
+            DaemonUnreachable: the engine is gone.
             TimedOut: it did not answer within two seconds.
             FarmError: what the engine itself refused.
         """
@@ -108,7 +108,7 @@ class EngineLink:
         self._writer.close()
 
 
-def _gone() -> PeerError:
+def _gone() -> DaemonUnreachable:
     return PeerError(
         "the membership engine", "its process ended", "farmd starts a new one; look again in a few seconds"
     )

@@ -82,7 +82,7 @@ class EngineSupervisor:
         """Ask the engine (see `EngineLink.ask`).
 
         Raises:
-            PeerError: none runs now.
+            DaemonUnreachable: none runs now.
         """
         if self._link is None:
             raise PeerError(

@@ -14,7 +14,7 @@ from farmd.daemon import engineserver
 from farmd.daemon.enginelink import EngineLink
 from farmd.daemon.engineserver import EngineServer
 from farmd.daemon.report import encode_report
-from farmd.model.errors import FarmError, PeerError
+from farmd.model.errors import DaemonUnreachable, FarmError
 
 from . import farms
 
@@ -48,7 +48,7 @@ def test_answers_errors_and_events_cross_the_line(tmp_path: Path) -> None:
 
         await server.close()
         await asyncio.wait_for(link.lost.wait(), 5)
-        with pytest.raises(PeerError):
+        with pytest.raises(DaemonUnreachable):
             await link.ask("echo", word=1)
         await listener
 
