@@ -109,6 +109,6 @@ class EngineLink:
 
 
 def _gone() -> DaemonUnreachable:
-    return PeerError(
+    return DaemonUnreachable(
         "the membership engine", "its process ended", "farmd starts a new one; look again in a few seconds"
     )
