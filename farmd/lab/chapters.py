@@ -94,9 +94,7 @@ def distribution(story: Story) -> None:
     story.say(f"wrk from {len(story.lab.plan.client_hosts)} clients: {result.text}")
     story.figures["distribution"] = {"buckets": buckets, "connections": held, "requests_per_second": result.per_second}
     even = max(buckets.values()) - min(buckets.values()) <= 1
-    story.promise(
-        "equal weights give equal shares", even, f"{min(buckets.values())} to {max(buckets.values())} buckets"
-    )
+    story.promise("equal weights, equal shares", even, f"{min(buckets.values())} to {max(buckets.values())} buckets")
     story.promise("healthy farm, no request fails", result.failed == 0, result.text)
 
 
@@ -173,21 +171,12 @@ def link_loss(story: Story, node: str) -> None:
         f"detected after {detection:.0f} ms; first client of {node} served again after {seen.first_ms or 0:.0f} ms"
     )
     story.say(f"wrk during all this: {result.text}")
-    story.promise(f"takeover within {TAKEOVER_BOUND_MS} ms", whole, f"{all_ms}, {seen.sampled} buckets sampled")
     story.promise(
-        "no connection of another node was lost",
-        tally.lost_except(node) == 0 and tally.strays == 0,
-        f"{tally.lost_except(node)} lost; {tally.lost - tally.lost_except(node)} were on {node} and connected again",
+        f"dead link: takeover within {TAKEOVER_BOUND_MS} ms", whole, f"{all_ms}, {seen.sampled} buckets sampled"
     )
-    story.say(f"cable of {node} plugged in again")
-    before = story.connections.tally()
-    story.lab.link_up(node)
-    took = story.farm.wait_serving(story.nodes)
-    time.sleep(_WATCH_S)
-    story.say(f"{node} serves again after {took:.1f} s")
-    # What still hung on the lost node is not lost by its return.
-    tally = story.connections.tally().since(before)
-    story.promise(f"no connection lost by the return of {node}", tally.lost_except(node) == 0, _losses(tally))
+    _promise_others(story, node, tally)
+    story.say(f"the cable of {node} is plugged in again")
+    _promise_return(story, node, story.lab.link_up)
 
 
 def freeze(story: Story, node: str) -> None:
@@ -207,23 +196,24 @@ def freeze(story: Story, node: str) -> None:
     nginx = any(process.part is Part.NGINX for process in netns.processes(plan.host(node).namespace))
     seen = probe.takeover_of(story.observer, node, fault)
     bound = TIMINGS[plan.timing].lease_ns / 1e6 + _GRACE_MS
-    story.say(
-        f"{node} answered its last SYN {stopped_ms:.0f} ms after the freeze; its lease ended {-lease_ms:.0f} ms ago"
-    )
+    lease = "over" if lease_ms <= 0 else f"valid for {lease_ms:.0f} ms"
+    story.say(f"{node} answered its last SYN {stopped_ms:.0f} ms after the freeze; the lease in its kernel is {lease}")
     story.say(f"nginx on {node} {'still runs' if nginx else 'has ended'}; clients see the other nodes")
     story.figures["freeze"] = {"stopped_ms": round(stopped_ms, 1), "takeover_all_ms": seen.all_ms}
     stopped = stopped_ms <= bound and lease_ms <= 0 and nginx
     story.promise(
-        "a frozen node's filter stops by itself", stopped, f"{stopped_ms:.0f} ms (lease {bound - _GRACE_MS:.0f})"
+        "frozen node: its filter stops by itself", stopped, f"{stopped_ms:.0f} ms (lease {bound - _GRACE_MS:.0f})"
     )
     whole = seen.all_ms is not None and seen.all_ms <= TAKEOVER_BOUND_MS
-    story.promise("the others take over", whole, "not all" if seen.all_ms is None else f"{seen.all_ms:.0f} ms")
+    story.promise(
+        f"frozen node: takeover within {TAKEOVER_BOUND_MS} ms",
+        whole,
+        "not all" if seen.all_ms is None else f"{seen.all_ms:.0f} ms",
+    )
     tally = story.connections.tally().since(before)
-    story.promise("no connection of another node was lost by it", tally.lost_except(node) == 0, _losses(tally))
+    _promise_others(story, node, tally)
     story.say(f"SIGCONT for {node}")
-    story.lab.thaw(node)
-    took = story.farm.wait_serving(story.nodes)
-    story.say(f"{node} serves again after {took:.1f} s")
+    _promise_return(story, node, story.lab.thaw)
 
 
 def verdict(story: Story) -> None:
@@ -243,6 +233,23 @@ def verdict(story: Story) -> None:
 
 def _promise_whole(story: Story, what: str, tally: Tally) -> None:
     story.promise(f"{what}: no connection reset", tally.whole and tally.open == CONNECTIONS, _losses(tally))
+
+
+def _promise_others(story: Story, node: str, tally: Tally) -> None:
+    lost = tally.lost_except(node)
+    seen = f"{lost} lost, {tally.strays} astray; {tally.lost - lost} were on {node} and connected again"
+    story.promise(f"failure of {node}: no connection of another node lost", lost == 0 and tally.strays == 0, seen)
+
+
+def _promise_return(story: Story, node: str, heal: Callable[[str], None]) -> None:
+    before = story.connections.tally()
+    heal(node)
+    took = story.farm.wait_serving(story.nodes)
+    time.sleep(_WATCH_S)
+    story.say(f"{node} serves again after {took:.1f} s")
+    tally = story.connections.tally().since(before)
+    # What still hung on the failed node was lost by its failure, not by its return.
+    story.promise(f"return of {node}: no connection reset", tally.lost_except(node) == 0, _losses(tally))
 
 
 def _losses(tally: Tally) -> str:
