@@ -32,7 +32,7 @@ def main() -> None:
         me = next(member for member in status["members"] if member["self"])
         facts = facts_of(status["farm"], me["name"], Role(me["role"]))
         server = MetricsServer(
-            registry_of(ApiSource(client), facts, arguments.state_dir), arguments.host, arguments.port
+            registry_of(ApiSource(client), facts, arguments.state_dir), str(arguments.host), arguments.port
         )
     except FarmError as error:
         sys.exit(str(error))

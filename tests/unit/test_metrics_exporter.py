@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -196,6 +198,22 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--socket", "missing.sock"], "there is no such socket"),
+        (["--host", "localhost"], "invalid ip_address value"),
+        (["--state-dir", "missing"], "no such folder"),
+    ],
+)
+def test_an_exporter_that_cannot_start_says_why(tmp_path: Path, arguments: list[str], said: str) -> None:
+    argv = [sys.executable, "-m", "farmd.metrics", *arguments]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # HTTP -------------------------------------------------------------------------------------------------------------
