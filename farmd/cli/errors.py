@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from enum import IntEnum
 
+from farmd.model import excerpt
 from farmd.model.errors import ConfigError, FarmError
 
 
@@ -65,8 +66,11 @@ def exit_code(error: FarmError) -> ExitCode:
 
 
 def tell(error: FarmError) -> None:
-    """Write `error` to stderr as one paragraph; a ConfigError as one line a problem."""
-    text = str(error) if isinstance(error, ConfigError) else paragraph(error.subject, error.cause, error.next_step)
+    """Write `error` to stderr as one paragraph; a ConfigError with its source lines."""
+    if isinstance(error, ConfigError):
+        text = excerpt.render(error)
+    else:
+        text = paragraph(error.subject, error.cause, error.next_step)
     print(f"farmctl: {text}", file=sys.stderr)
 
 

@@ -71,10 +71,14 @@ def listening(path: Path) -> Iterator[socket.socket]:
     """
     with _lock(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
         _remove_stale(path)
+        # Under another name until it listens: whoever finds the socket can connect to it.
+        unready = f"{path}.new"
         umask = os.umask(_UMASK)
         try:
-            listener.bind(str(path))
+            Path(unready).unlink(missing_ok=True)
+            listener.bind(unready)
             listener.listen(_BACKLOG)
+            os.rename(unready, path)
         except OSError as error:
             raise _cannot(path, error) from error
         finally:

@@ -19,7 +19,7 @@ from farmd.daemon.keyfile import read_key_file
 from farmd.daemon.log import log
 from farmd.dataplane.filter import Filter, purge
 from farmd.membership.keys import KeyRing
-from farmd.model import farmfile
+from farmd.model import excerpt, farmfile
 from farmd.model.config import FarmConfig
 from farmd.model.errors import ConfigError, FarmError
 from farmd.model.interfaces import InterfaceFacts
@@ -63,7 +63,7 @@ def main() -> None:
         if asyncio.run(_serve(daemon, config.me.name)) is Ending.RELOAD:
             os.execv(sys.executable, [sys.executable, "-m", "farmd.daemon", *sys.argv[1:]])
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(excerpt.render(error) + "\n")
         sys.exit(EXIT_CONFIG)
     except FarmError as error:
         log("farmd", "farmd.failed", str(error))
