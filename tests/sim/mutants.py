@@ -30,7 +30,6 @@ class Mutant(StrEnum):
     EXTEND_BEFORE_START = "extend before start (rules 3, 6)"
     OPEN_BEFORE_LEASE = "open at START without a lease under it (rule 6)"
     PROMISE_BEFORE_RELEASE = "promise before release (rule 5)"
-    ECHO_WITHOUT_TAG = "echo of an older incarnation counts"
     NO_TWO_WAY = "no two-way rule (rule 2; availability)"
 
 
@@ -84,10 +83,6 @@ def _always_mine(self: Node, heartbeat: Heartbeat) -> Heard | None:
     return mine or Heard(me, tag, 0, False)
 
 
-def _any_incarnation(self: Node, heartbeat: Heartbeat) -> Heard | None:
-    return next((one for one in heartbeat.heard if one.node == self._state.me), None)
-
-
 _PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
     Mutant.NO_PROMISE: [(Promises, "give", _promise_nothing)],
     Mutant.LEASE_FROM_ACK: [(Lease, "echoed", _from_ack)],
@@ -97,7 +92,6 @@ _PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
     Mutant.EXTEND_BEFORE_START: [(Lease, "echoed", _extend_early), (Lease, "new_view", _forget_early)],
     Mutant.OPEN_BEFORE_LEASE: [(Lease, "new_view", _still_proven)],
     Mutant.PROMISE_BEFORE_RELEASE: [(Node, "_done", _send_first)],
-    Mutant.ECHO_WITHOUT_TAG: [(Node, "_mine", _any_incarnation)],
     Mutant.NO_TWO_WAY: [(Node, "_mine", _always_mine)],
 }
 
