@@ -12,6 +12,8 @@ from farmd.model.rules import Address, Group, Rule
 
 MEMBERSHIP_PORT = 4804
 """UDP port of the membership protocol unless the file says otherwise."""
+METRICS_PORT = 4805
+"""TCP port of /metrics, beside it: the range that Prometheus exporters share, 9100 to 9999, has no number left."""
 MAX_VOTERS = 7
 """Up to this many nodes all vote; in larger farms the lowest numbers do."""
 
@@ -77,6 +79,14 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """Where a TCP port is served."""
+
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class FarmConfig:
     """The whole of a valid `farm.toml`, seen from the node that reads it.
 
@@ -115,6 +125,8 @@ class FarmConfig:
     pin_dir: Path
     """A folder on a bpffs where links and maps are pinned."""
     state_dir: Path
+    metrics: Listen | None = None
+    """Where Prometheus may ask; None: nowhere."""
 
     @property
     def nodes(self) -> tuple[Member, ...]:

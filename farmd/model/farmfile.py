@@ -119,6 +119,7 @@ def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
         engine_socket=folder / node.engine_socket,
         pin_dir=folder / node.pin_dir,
         state_dir=folder / node.state_dir,
+        metrics=None if file.metrics is None else file.metrics.listen,
     )
 
 

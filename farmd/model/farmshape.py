@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from farmd.model.config import MEMBERSHIP_PORT, TIMINGS, AttachMode, Delivery, Profile
+from farmd.model.config import MEMBERSHIP_PORT, METRICS_PORT, TIMINGS, AttachMode, Delivery, Listen, Profile
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, Role
 from farmd.model.rules import MAX_RULES, MAX_VIPS, Address, Affinity, Protocol
 
@@ -127,6 +127,22 @@ def _path(value: object) -> str:
     return text
 
 
+def _listen(value: object) -> Listen:
+    text = _text(value)
+    host, _, port = text.rpartition(":")
+    hint = f'Write one such as "127.0.0.1:{METRICS_PORT}" or "[::1]:{METRICS_PORT}".'
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise refuse(f"is {shown(text)}, not an IP address and a port", hint) from None
+    if bracketed != (address.version == 6) or address.is_multicast:
+        raise refuse(f"is {shown(text)}, not an IP address and a port", hint)
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise refuse(f"is {shown(text)}, which has no port from 1 to 65535", hint)
+    return Listen(address, int(port))
+
+
 Name = Annotated[str, PlainValidator(_name)]
 FilePath = Annotated[str, PlainValidator(_path)]
 OneAddress = Annotated[Address, PlainValidator(_address)]
@@ -202,6 +218,12 @@ class RuleTable(Table):
     group: Name = "default"
 
 
+class MetricsTable(Table):
+    """`[metrics]`: where Prometheus may ask; nowhere without this table."""
+
+    listen: Annotated[Listen, PlainValidator(_listen)] = Listen(IPv4Address("127.0.0.1"), METRICS_PORT)
+
+
 class FarmFile(Table):
     """All of `farm.toml`."""
 
@@ -211,6 +233,7 @@ class FarmFile(Table):
     vip: Annotated[list[VipTable], Field(max_length=MAX_VIPS)] = []
     group: list[GroupTable] = []
     rule: Annotated[list[RuleTable], Field(max_length=MAX_RULES)] = []
+    metrics: MetricsTable | None = None
 
 
 TABLES: dict[str, type[Table]] = {
@@ -220,6 +243,7 @@ TABLES: dict[str, type[Table]] = {
     "vip": VipTable,
     "group": GroupTable,
     "rule": RuleTable,
+    "metrics": MetricsTable,
 }
 
 
