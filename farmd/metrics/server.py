@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from ipaddress import ip_address
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _MOST_CLIENTS = 8
 """Connections served at the same time; one more is closed at once, so that nobody can make farmd fork threads."""
 _IDLE_S = 10.0
 """A client that sends no request for so long is sent away."""
+_POLL_S = 0.1
+"""How long `stop` may take."""
 
 _App = Callable[["WSGIEnvironment", "StartResponse"], Iterable[bytes]]
 
@@ -46,7 +49,8 @@ class MetricsServer:
                 "Choose another address or port for metrics, or end what listens there",
             ) from error
         self._server.set_app(_only_metrics(make_wsgi_app(registry)))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        serve = partial(self._server.serve_forever, poll_interval=_POLL_S)
+        self._thread = threading.Thread(target=serve, name="metrics", daemon=True)
         self._thread.start()
 
     @property

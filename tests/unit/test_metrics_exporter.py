@@ -12,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -23,12 +25,15 @@ from farmd.daemon import api, httpd
 from farmd.metrics import server as server_module
 from farmd.metrics import source as source_module
 from farmd.metrics.exporter import MEMORY_FILE, facts_of, registry_of
+from farmd.metrics.serve import serve
 from farmd.metrics.server import MetricsServer
 from farmd.metrics.source import ApiSource, LoopSource, Source
 from farmd.model.answers import Counters, EventData, FarmStatus
+from farmd.model.config import Listen
 from farmd.model.errors import DaemonUnreachable, KernelError, PeerError, TimedOut
 from farmd.model.nodes import Role
 from tests.unit.fakefarmd import FakeFarmd
+from tests.unit.farms import config
 
 FACTS = facts_of("web", "node1", Role.NODE)
 
@@ -214,6 +219,26 @@ def test_an_exporter_that_cannot_start_says_why(tmp_path: Path, arguments: list[
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_daemon_serves_what_farm_toml_says(tmp_path: Path) -> None:
+    async def scraped(listen: Listen | None) -> str | None:
+        server = serve(FakeFarmd(tmp_path), replace(config(tmp_path), metrics=listen))
+        if server is None:
+            return None
+        try:
+            return (await asyncio.to_thread(get, server, "/metrics"))[1]
+        finally:
+            server.stop()
+
+    assert asyncio.run(scraped(None)) is None
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(KernelError, match="in use"):
+            asyncio.run(scraped(Listen(ip_address("127.0.0.1"), port)))
+    found = asyncio.run(scraped(Listen(ip_address("127.0.0.1"), port)))
+    assert found is not None
+    assert 'farm_up{farm="test",node="node1",role="node"} 1.0' in found
 
 
 # HTTP -------------------------------------------------------------------------------------------------------------
