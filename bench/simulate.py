@@ -95,7 +95,7 @@ def takeovers(runs: int) -> dict[str, dict[str, float]]:
     return table
 
 
-def _caught(seed: int, mutant: Mutant) -> str | None:
+def caught(seed: int, mutant: Mutant | None) -> str | None:
     """How `seed` exposes `mutant`, if it does. The one that hurts availability only shows when a node goes deaf."""
     if mutant is Mutant.NO_TWO_WAY:
         try:
@@ -114,7 +114,7 @@ def hunt(name: str, limit: int) -> tuple[str, int | None, str]:
         for seed in range(limit):
             if seed % _COLLECT_EVERY == 0:
                 gc.collect()
-            how = _caught(seed, mutant)
+            how = caught(seed, mutant)
             if how:
                 return name, seed, how
     return name, None, f"not caught in {limit} seeds"
