@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`farmctl trace`: live samples of what the filter did and of what became of VIP connections, through bcc.
+
+A process of its own (`python -m farmd.trace`), because it brings a compiler of some 190 MB with it and because its
+probes end with it, whatever ends it.
+
+What is seen where:
+
+- generic mode: every frame passes the tracepoint `netif_receive_skb` before the filter, and `kfree_skb` tells which of
+  them the filter dropped. Verdicts are therefore observed, not guessed.
+- native mode: the filter runs before the kernel makes an skb, and no tracepoint tells what it drops. Accepted frames
+  are sampled one by one; drops are only counted, by rule and reason, in the summary.
+
+The reason is the answer of the attached program's twin (`farm_explain`: same code, same maps) to the sampled frame. If
+twin and observation differ, because buckets moved in between, the sample has no reason.
+"""

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `probes.c` leaves open, as definitions in front of it: offsets, namespace, clients, bounds. Pure but for the
+text of that file."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from farmd.model.errors import KernelError
+from farmd.model.rules import MAX_VIPS, Address
+from farmd.trace.btf import Types
+
+HEAD_BYTES = 160
+"""Of each frame: enough for two tags, IPv6 with extension headers, and TCP with options."""
+_RING_PAGES = 64
+_WINDOWS_PER_S = 10
+_SOURCE = Path(__file__).with_name("probes.c")
+_FIELDS = {
+    "SKB_DEV": ("sk_buff", "dev"),
+    "SKB_HEAD": ("sk_buff", "head"),
+    "SKB_DATA": ("sk_buff", "data"),
+    "SKB_LEN": ("sk_buff", "len"),
+    "SKB_DATA_LEN": ("sk_buff", "data_len"),
+    "SKB_MAC": ("sk_buff", "mac_header"),
+    "SKB_NETWORK": ("sk_buff", "network_header"),
+    "DEVICE_INDEX": ("net_device", "ifindex"),
+    "DEVICE_NET": ("net_device", "nd_net.net"),
+    "NET_INUM": ("net", "ns.inum"),
+    "SOCK_NET": ("sock_common", "skc_net.net"),
+    "SOCK_FAMILY": ("sock_common", "skc_family"),
+    "SOCK_LOCAL": ("sock_common", "skc_rcv_saddr"),
+    "SOCK_REMOTE": ("sock_common", "skc_daddr"),
+    "SOCK_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
+    "SOCK_REMOTE6": ("sock_common", "skc_v6_daddr"),
+    "SOCK_LOCAL_PORT": ("sock_common", "skc_num"),
+    "SOCK_REMOTE_PORT": ("sock_common", "skc_dport"),
+}
+_FILTER_SYMBOLS = ("do_xdp_generic", "netif_receive_generic_xdp")
+"""The kernel's functions in which a generic XDP program runs, and from which the frames it drops are freed."""
+
+
+class Kind(IntEnum):
+    """What a record tells."""
+
+    FRAME = 1
+    """A frame came in."""
+    DROPPED = 2
+    """The filter dropped the frame of this sequence number."""
+    STACK_DROP = 3
+    RESET_SENT = 4
+    RESET_RECEIVED = 5
+    RETRANSMIT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to look at: the number of the network namespace, VIPs, clients (None: all), and how many a second."""
+
+    namespace: int
+    vips: tuple[Address, ...]
+    client: IPv4Network | IPv6Network | None
+    frames_per_s: int
+    events_per_s: int
+
+
+def source(types: Types, symbols: Iterable[str], scope: Scope) -> str:
+    """The whole program. `symbols` are lines of /proc/kallsyms. KernelError if this kernel lacks what it needs."""
+    mask, value = client_words(scope.client)
+    names: dict[str, object] = {name: types.offset(*where) for name, where in _FIELDS.items()}
+    names |= {f"KIND_{kind.name}": kind.value for kind in Kind}
+    names |= {
+        "HEAD": HEAD_BYTES,
+        "RING_PAGES": _RING_PAGES,
+        "MAX_VIPS": MAX_VIPS,
+        "NAMESPACE": scope.namespace,
+        "CLIENT_MASK_0": f"{mask[0]}ULL",
+        "CLIENT_MASK_1": f"{mask[1]}ULL",
+        "CLIENT_0": f"{value[0]}ULL",
+        "CLIENT_1": f"{value[1]}ULL",
+        "FRAME_LIMIT": max(1, scope.frames_per_s // _WINDOWS_PER_S),
+        "EVENT_LIMIT": max(1, scope.events_per_s // _WINDOWS_PER_S),
+        "FILTER_CODE": " || ".join(
+            f"(where >= {begin:#x}ULL && where <= {end:#x}ULL)" for begin, end in filter_code(symbols)
+        ),
+    }
+    return "".join(f"#define {name} {value}\n" for name, value in names.items()) + _SOURCE.read_text()
+
+
+def filter_code(symbols: Iterable[str]) -> list[tuple[int, int]]:
+    """Where the code of generic XDP lies: [begin, end] of each part, from lines "address type name"."""
+    text = [(int(words[0], 16), words[2]) for words in map(str.split, symbols) if words[1] in "tT"]
+    starts = sorted({begin for begin, _name in text})
+    found = [
+        (begin, starts[starts.index(begin) + 1])
+        for begin, name in text
+        # The compiler may put a function's unlikely part elsewhere, under the name with a suffix.
+        if name.split(".")[0] in _FILTER_SYMBOLS and 0 < begin < starts[-1]
+    ]
+    if not found:
+        cause = f"it does not tell where {_FILTER_SYMBOLS[0]} is, so drops cannot be told apart"
+        raise KernelError("kernel symbols", cause, "Run as root, with kernel.kptr_restrict below 2")
+    return found
+
+
+def client_words(network: IPv4Network | IPv6Network | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Mask and value of the two words of an address in IPv6 form that a client must have."""
+    if network is None:
+        return (0, 0), (0, 0)
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    mask = (((1 << bits) - 1) << (128 - bits)).to_bytes(16, "big")
+    return _words(mask), _words(mapped(network.network_address))
+
+
+def mapped(address: Address) -> bytes:
+    """The 16 bytes of an address in IPv6 form (IPv4: ::ffff:a.b.c.d)."""
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+def _words(packed: bytes) -> tuple[int, int]:
+    first, second = struct.unpack("=QQ", packed)
+    return first, second
