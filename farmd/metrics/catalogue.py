@@ -85,6 +85,7 @@ _SPECS = (
     Spec(
         "farm_requests_total", Kind.COUNTER, ("outcome",), "Drain, ready and weight requests, by what became of them."
     ),
+    Spec("farm_config_reloads_total", Kind.COUNTER, ("outcome",), "Reloads of farm.toml, by what became of them."),
     # The engine, since it was started.
     Spec("farm_engine_datagrams_dropped_total", Kind.COUNTER, ("reason",), "Datagrams that the engine did not accept."),
     Spec("farm_engine_send_errors_total", Kind.COUNTER, (), "Datagrams that the kernel refused to send."),

@@ -206,6 +206,8 @@ def _happened(counts: Mapping[str, int]) -> Iterator[tuple[str, Rows]]:
     yield "farm_engine_stalls_total", [((), counts.get("engine.stalled", 0))]
     yield "farm_engine_starts_total", [((), counts.get("engine.started", 0))]
     yield "farm_requests_total", [((outcome,), counts.get(f"request.{outcome}", 0)) for outcome in ("done", "expired")]
+    reloads = [((outcome,), counts.get(f"config.{outcome}", 0)) for outcome in ("accepted", "rejected")]
+    yield "farm_config_reloads_total", reloads
 
 
 def _failovers(failovers: Mapping[str, Durations], common: tuple[str, str]) -> Metric:
