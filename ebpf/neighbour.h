@@ -81,7 +81,7 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 {
 	const struct farm_table *t = active_table();
 	struct cursor c = cursor_at(ctx, offset);
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct ethernet *eth = (void *)(long)ctx->data;
 	struct arp *arp = take(&c, sizeof(*arp));
 	struct packet asker = {};
 	__be32 sender, target;
@@ -99,7 +99,7 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 		return FARM_DROP_LEASE_OVER;
 	if (sender == target)
 		return FARM_ARP_CLAIM;
-	if (arp->operation != bpf_htons(ARP_REQUEST) || eth->h_source[0] & 1)
+	if (arp->operation != bpf_htons(ARP_REQUEST) || eth->from[0] & 1)
 		return FARM_DROP_MALFORMED;
 	// A probe (RFC 5227) has sender 0.0.0.0. It hashes like any other, so one node defends the VIP.
 	asker.client = address_of_ipv4(sender);
@@ -110,7 +110,7 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 	__builtin_memcpy(arp->target, &sender, sizeof(sender));
 	copy_mac(arp->sender_mac, t->virtual_mac);
 	__builtin_memcpy(arp->sender, &target, sizeof(target));
-	copy_mac(eth->h_dest, eth->h_source);
+	copy_mac(eth->to, eth->from);
 	return FARM_ARP_ANSWERED;
 }
 
@@ -156,15 +156,16 @@ static __always_inline void write_nd(struct nd_checked *checked, const struct fa
 
 // Turns a solicitation into our advertisement. The tags stay; the frame gets exactly the length that it needs.
 static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const struct farm_table *t,
-						  const struct ipv6hdr *question, struct in6_addr target)
+						  const struct ipv6hdr *question, const void *end,
+						  struct in6_addr target)
 {
 	const __u16 all_nodes_mac[] = {bpf_htons(0x3333), 0, bpf_htons(1)};
 	const __u32 *asker = question->saddr.s6_addr32;
 	const int duplicate_check = !(asker[0] | asker[1] | asker[2] | asker[3]);
-	int growth = sizeof(*question) + sizeof(struct nd_advertisement) - ((long)ctx->data_end - (long)question);
+	__s64 growth = sizeof(*question) + sizeof(struct nd_advertisement) - (end - (const void *)question);
 	struct nd_checked checked = {};
 	struct cursor c;
-	struct ethhdr *eth;
+	struct ethernet *eth;
 	struct ipv6hdr *ip;
 	void *message;
 
@@ -180,7 +181,7 @@ static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const stru
 	message = take(&c, sizeof(checked.message));
 	if ((void *)(eth + 1) > c.end || !ip || !message)
 		return FARM_DROP_NO_ROOM;
-	copy_mac(eth->h_dest, duplicate_check ? (void *)all_nodes_mac : eth->h_source);
+	copy_mac(eth->to, duplicate_check ? (void *)all_nodes_mac : eth->from);
 	ip->payload_len = bpf_htons(sizeof(checked.message));
 	ip->saddr = checked.source;
 	ip->daddr = checked.destination;
@@ -197,7 +198,7 @@ __noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
 	struct cursor c = cursor_at(ctx, offset);
 	struct ipv6hdr *ip = take(&c, sizeof(*ip));
 	struct nd_solicitation *question = take(&c, sizeof(*question));
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct ethernet *eth = (void *)(long)ctx->data;
 	struct packet asker = {};
 
 	if (!t || !ip || !question || question->icmp.type != ICMP6_SOLICITATION ||
@@ -205,13 +206,13 @@ __noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
 		return FARM_UNDECIDED;
 	if (lease_over())
 		return FARM_DROP_LEASE_OVER;
-	if (ip->hop_limit != ND_HOP_LIMIT || question->icmp.code || (void *)(eth + 1) > c.end || eth->h_source[0] & 1)
+	if (ip->hop_limit != ND_HOP_LIMIT || question->icmp.code || (void *)(eth + 1) > c.end || eth->from[0] & 1)
 		return FARM_DROP_MALFORMED;
 	asker.ipv6 = 1;
 	asker.client = address_of_ipv6(&ip->saddr); // all zeros in a check for duplicates: one node defends the VIP
 	if (!asker_is_ours(t, &asker))
 		return FARM_ND_NOT_OWNER;
-	return answer_nd(ctx, t, ip, question->target);
+	return answer_nd(ctx, t, ip, c.end, question->target);
 }
 
 #endif

@@ -25,7 +25,14 @@ enum parse_limit {
 struct cursor {
 	void *begin;
 	void *end;
-	__u32 offset;
+	__u64 offset; // 64 bits: a narrower one would be widened again at every step
+};
+
+// Like struct ethhdr, but not packed: clang reads packed fields byte by byte.
+struct ethernet {
+	__u8 to[ETH_ALEN];
+	__u8 from[ETH_ALEN];
+	__be16 type;
 };
 
 struct vlan_tag {
@@ -92,7 +99,7 @@ struct packet {
 	__u8 ipv6;
 };
 
-static __always_inline struct cursor cursor_at(struct xdp_md *ctx, __u32 offset)
+static __always_inline struct cursor cursor_at(struct xdp_md *ctx, __u64 offset)
 {
 	struct cursor c = {(void *)(long)ctx->data, (void *)(long)ctx->data_end, offset};
 
@@ -127,12 +134,12 @@ static __always_inline int skip(struct cursor *c, __u32 bytes)
 // The type of what follows the Ethernet header and its tags; 0 if the frame is too short.
 static __always_inline __be16 parse_ethernet(struct cursor *c)
 {
-	struct ethhdr *eth = take(c, sizeof(*eth));
+	struct ethernet *eth = take(c, sizeof(*eth));
 	__be16 type;
 
 	if (!eth)
 		return 0;
-	type = eth->h_proto;
+	type = eth->type;
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS; i++) {
 		struct vlan_tag *tag;

@@ -29,7 +29,7 @@ static __always_inline __u32 find_vip(const struct farm_table *t, struct farm_ad
 
 		if (!slot->vip)
 			return 0;
-		if (same_address(slot->address, address))
+		if (slot->address.words[0] == address.words[0] && slot->address.words[1] == address.words[1])
 			return slot->vip;
 	}
 	return 0;

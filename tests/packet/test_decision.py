@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
@@ -80,26 +80,31 @@ def rows() -> list[tuple[str, str, str]]:
     ]
 
 
-def to_vip(version: int, payload: Packet) -> Packet:
-    ip = IP(src=CLIENT4, dst=VIP4) if version == 4 else IPv6(src=CLIENT6, dst=VIP6)
-    return Ether(dst=VIRTUAL_MAC, src=CLIENT_MAC) / ip / payload
+def to_vip(version: int, payload: Packet, detour: bool = False) -> Packet:
+    """`detour`: with an option or an extension header, so that the filter's fast lane is closed to the packet."""
+    ether = Ether(dst=VIRTUAL_MAC, src=CLIENT_MAC)
+    if version == 4:
+        return ether / IP(src=CLIENT4, dst=VIP4, options=[IPOption_NOP()] * 4 if detour else []) / payload
+    ip = IPv6(src=CLIENT6, dst=VIP6)
+    return ether / (ip / IPv6ExtHdrDestOpt() if detour else ip) / payload
 
 
-def packet(kind: str, version: int, port: int = 80, cport: int = CPORT) -> bytes:
+def packet(kind: str, version: int, port: int = 80, cport: int = CPORT, detour: bool = False) -> bytes:
     if kind == "udp":
-        return bytes(to_vip(version, UDP(sport=cport, dport=53) / Raw(b"question")))
+        return bytes(to_vip(version, UDP(sport=cport, dport=53) / Raw(b"question"), detour))
     if kind == "echo":
-        return bytes(to_vip(version, ICMP(id=7, seq=1) if version == 4 else ICMPv6EchoRequest(id=7, seq=1)))
+        return bytes(to_vip(version, ICMP(id=7, seq=1) if version == 4 else ICMPv6EchoRequest(id=7, seq=1), detour))
     tcp = TCP(sport=cport, dport=port, flags=FLAGS[kind], seq=1000, ack=2000 if "ack" in kind else 0)
-    return bytes(to_vip(version, tcp / Raw(b"hello") if "data" in kind else tcp))
+    return bytes(to_vip(version, tcp / Raw(b"hello") if "data" in kind else tcp, detour))
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("port", [80, 8080])
+@pytest.mark.parametrize("detour", [False, True], ids=["fast lane", "detour"])
 @pytest.mark.parametrize(("kind", "state", "reason"), rows())
-def test_decision(rig: Rig, kind: str, state: str, reason: str, version: int, port: int) -> None:
+def test_decision(rig: Rig, kind: str, state: str, reason: str, version: int, port: int, detour: bool) -> None:
     rig.state(state)
-    frame = packet(kind, version, port)
+    frame = packet(kind, version, port, detour=detour)
     rule = RULE[{"udp": 53, "echo": 0}.get(kind, port), version]
 
     expect(rig.judge(frame), frame, reason, rule)
@@ -107,17 +112,19 @@ def test_decision(rig: Rig, kind: str, state: str, reason: str, version: int, po
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("kind", ["syn", "ack", "udp", "echo"])
-def test_nothing_for_a_vip_passes_when_the_lease_is_over(rig: Rig, kind: str, version: int) -> None:
+@pytest.mark.parametrize("detour", [False, True], ids=["fast lane", "detour"])
+def test_nothing_for_a_vip_passes_when_the_lease_is_over(rig: Rig, kind: str, version: int, detour: bool) -> None:
     rig.control.renew(0)
-    frame = packet(kind, version)
+    frame = packet(kind, version, detour=detour)
 
     expect(rig.judge(frame), frame, "drop-lease-over")
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("detour", [False, True], ids=["fast lane", "detour"])
 @pytest.mark.parametrize("port", [1, 79, 81, 443, 65535])
-def test_without_a_rule(rig: Rig, port: int, version: int) -> None:
-    frame = packet("syn", version, port)
+def test_without_a_rule(rig: Rig, port: int, version: int, detour: bool) -> None:
+    frame = packet("syn", version, port, detour=detour)
     expect(rig.judge(frame), frame, "drop-no-rule")
 
     rig.run(rig.filter.configure, replace(rig.config, drop_without_rule=False), KEY, [rig.facts])
@@ -154,8 +161,11 @@ def test_rules_of_the_other_protocol_do_not_count(rig: Rig) -> None:
         ("echo", 0, 6, 0, 0),
     ],
 )
-def test_the_bucket_is_the_oracles(rig: Rig, kind: str, port: int, version: int, group: int, hashed_port: int) -> None:
-    frame = packet(kind, version, port)
+@pytest.mark.parametrize("detour", [False, True], ids=["fast lane", "detour"])
+def test_the_bucket_is_the_oracles(
+    rig: Rig, kind: str, port: int, version: int, group: int, hashed_port: int, detour: bool
+) -> None:
+    frame = packet(kind, version, port, detour=detour)
     bit = bucket_bit(CLIENT4 if version == 4 else CLIENT6, hashed_port)
     rule = RULE[port, version]
 
