@@ -16,6 +16,7 @@
 #define NULL ((void *)0)
 
 enum parse_limit {
+	PLAIN_IPV4 = 0x45,   // first byte of an IPv4 header without options
 	VLAN_TAGS = 2,	     // 802.1Q, or 802.1ad around 802.1Q
 	IPV6_CHAIN = 6,	     // extension headers that we follow; real traffic has two at most
 	HEADERS_MASK = 1023, // no header begins further in than this
