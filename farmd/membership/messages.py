@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from farmd.membership.requests import Drain, Leave, Ready, Request, RequestId, SetWeight
 from farmd.model.buckets import BUCKETS, NOBODY, PLANE_BYTES
@@ -28,11 +28,11 @@ class WireError(ValueError):
 # ---- messages ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(NamedTuple):
     """`node`, in the incarnation with this tag, was heard lately; `seq` is its newest heartbeat that counts.
 
-    With `supported` the sender is a voter that promised to stand by that heartbeat (rule 2).
+    With `supported` the sender is a voter that promised to stand by that heartbeat (rule 2). A tuple, not a dataclass,
+    as a node in a farm of 64 unpacks 40,000 of them a second.
     """
 
     node: NodeId
@@ -144,7 +144,7 @@ Message = Heartbeat | PreVote | PreVoteReply | Fetch | Propose | Promise | Start
 
 _BALLOT = struct.Struct(">IBQ")
 _HEARTBEAT = struct.Struct(">QIBIIB")
-_HEARD = struct.Struct(">BBII")
+_HEARD = struct.Struct(">BII?")
 _REMAINING = struct.Struct(">BI")
 _REQUEST_ID = struct.Struct(">BQI")
 _REQUEST = struct.Struct(">BBBB")
@@ -152,6 +152,7 @@ _VIEW = struct.Struct(">BQQB")
 _BYTE = struct.Struct(">B")
 _BOOT = struct.Struct(">Q")
 _NO_GROUP = 255
+_BOOLS = b"\x00\x01"
 _MAX_REQUESTS = 64
 _FLAGS = ("started", "clear", "leads", "leased", "holding", "alone", "leaving")
 _REQUEST_KINDS: tuple[type[Request], ...] = (Drain, Ready, SetWeight, Leave)
@@ -173,6 +174,12 @@ class _Reader:
         values = layout.unpack_from(self._data, self._at)
         self._at = end
         return values
+
+    def block(self, size: int) -> bytes:
+        if self._at + size > len(self._data):
+            raise WireError(f"message ends at byte {len(self._data)}, {self._at + size} needed")
+        self._at += size
+        return self._data[self._at - size : self._at]
 
     def rest(self) -> bytes:
         rest, self._at = self._data[self._at :], len(self._data)
@@ -248,7 +255,7 @@ def _heartbeat(message: Heartbeat) -> bytes:
     head = _HEARTBEAT.pack(
         message.boot, message.seq, flags, message.established, message.held, len(message.heard)
     )  # fmt: skip
-    heard = (_HEARD.pack(one.node, one.supported, one.boot_tag, one.seq) for one in message.heard)
+    heard = (_HEARD.pack(*one) for one in message.heard)
     return b"".join((head, _ballot(message.ballot), *heard))
 
 
@@ -257,8 +264,11 @@ def _read_heartbeat(reader: _Reader) -> Heartbeat:
     if flags >> len(_FLAGS) or count >= MAX_NODES:
         raise WireError(f"a heartbeat with flags {flags:#x} and {count} peers")
     ballot = reader.ballot()
-    entries = [reader.take(_HEARD) for _ in range(count)]
-    heard = tuple(Heard(_node(node), tag, last, _flag(supported)) for node, supported, tag, last in entries)
+    entries = reader.block(count * _HEARD.size)
+    nodes, flags_of = entries[:: _HEARD.size], entries[_HEARD.size - 1 :: _HEARD.size]
+    if max(nodes, default=0) >= MAX_NODES or flags_of.strip(_BOOLS):
+        raise WireError("a heartbeat that hears strangers")
+    heard = tuple(map(Heard._make, _HEARD.iter_unpack(entries)))
     started, clear, leads, leased, holding, alone, leaving = (bool(flags >> bit & 1) for bit in range(len(_FLAGS)))
     return Heartbeat(
         BootId(boot), seq, ballot, started, clear, leads, leased, holding, alone, leaving, established, held, heard
