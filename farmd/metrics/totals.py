@@ -65,7 +65,7 @@ class Totals:
             counts[event["type"]] += 1
             for phase in PHASES:
                 duration_ns = event["data"].get(f"{phase}_ns") if event["type"] == FAILOVER else None
-                if isinstance(duration_ns, int):
+                if isinstance(duration_ns, int) and duration_ns >= 0:
                     failovers[phase] = failovers[phase].observe(duration_ns)
         return Totals(new[-1]["id"], new[-1]["at"], dict(counts), failovers)
 

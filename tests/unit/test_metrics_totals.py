@@ -49,7 +49,9 @@ def test_a_duration_falls_into_the_first_bucket_that_holds_it(milliseconds: floa
 
 
 def test_only_phases_that_an_event_carries_are_observed() -> None:
-    seen = Totals().fold([event(1, FAILOVER, detect_ns=5_000_000, agree_ns="soon"), event(2, detect_ns=7)])
+    seen = Totals().fold(
+        [event(1, FAILOVER, detect_ns=5_000_000, agree_ns="soon", program_ns=-1), event(2, detect_ns=7)]
+    )
     assert seen.failovers["detect"].sum_ns == 5_000_000
     assert sum(seen.failovers["agree"].counts) == sum(seen.failovers["program"].counts) == 0
 
