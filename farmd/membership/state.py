@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from farmd.membership.commands import Command, Event, EventType, Happened
 from farmd.membership.flap import HoldDown
 from farmd.membership.messages import Start
@@ -17,62 +19,84 @@ from farmd.model.planes import CLOSED, Planes
 from farmd.model.view import NO_BALLOT, Ballot, View
 
 
+@dataclass(slots=True, eq=False)
 class State:
     """The memory of a node. `out` collects the commands of the event that is being handled, in order."""
 
-    def __init__(self, settings: Settings, boot: BootId, now_ns: int) -> None:
-        groups = len(settings.weights)
-        self.settings = settings
+    settings: Settings
+    boot: BootId
+    born_ns: int
+    me: NodeId = field(init=False)
+    peers: dict[NodeId, Peer] = field(init=False)
+    promises: Promises = field(init=False)
+    lease: Lease = field(init=False)
+    hold_down: HoldDown = field(init=False)
+    contact_ns: int = field(init=False)
+    """With the next two, read on every heartbeat, so computed once."""
+    promise_ns: int = field(init=False)
+    heartbeat_ns: int = field(init=False)
+    seq: int = 0
+    out: list[Command] = field(default_factory=list)
+
+    # The view that was adopted.
+    view: View = field(init=False)
+    adopted_ns: int = field(init=False)
+    shares: tuple[int, ...] = field(init=False)
+    contested: tuple[int, ...] = field(init=False)
+    """Buckets that open as `fresh`; none once they have settled."""
+    answered: tuple[RequestId, ...] = ()
+    started: bool = False
+    started_ns: int | None = None
+    start: Start | None = None
+    """The START of the adopted view, to be passed on to those who missed it."""
+    last_started: View | None = None
+
+    # Voting.
+    voting: bool = False
+    """A voter whose restart wait is over."""
+    clear: bool = False
+    clear_at_ns: int = NEVER_NS
+    reserved: Ballot = NO_BALLOT
+    """The highest ballot that this voter agreed to or adopted."""
+    top_counter: int = 0
+
+    # Serving.
+    planes: tuple[Planes, ...] = field(init=False)
+    written_deadline_ns: int = 0
+    opened: bool = False
+    """Our share of the adopted view is open."""
+    lost: bool = False
+    """The lease ran out while serving, which people were told."""
+    holding: bool = False
+    """It may have connections of buckets that moved away."""
+    fresh: bool = False
+    """Another live node may have connections of buckets that are ours now."""
+    held_since_ns: int = NEVER_NS
+    established: int = 0
+    held: int = 0
+
+    # Leaving, and serving alone.
+    leaving: bool = False
+    halted: bool = False
+    alone: bool = False
+    gateway: bool = False
+    gateway_since_ns: int = NEVER_NS
+    """Since when it has been reached without a break."""
+
+    def __post_init__(self) -> None:
+        settings, groups = self.settings, len(self.settings.weights)
         self.me = settings.me
-        self.boot = boot
-        self.born_ns = now_ns
-        # Read on every heartbeat, so computed once.
-        self.contact_ns = settings.contact_ns
-        self.promise_ns = settings.timing.promise_ns
-        self.heartbeat_ns = settings.timing.heartbeat_ns
-        self.out: list[Command] = []
         self.peers = {node: Peer(node) for node in sorted(settings.everyone - {settings.me})}
         self.promises = Promises(settings.timing.promise_ns)
         self.lease = Lease(settings.timing.lease_ns, settings.majority)
         self.hold_down = HoldDown(settings.timing)
-        self.seq = 0
-        # The view that was adopted.
+        self.contact_ns = settings.contact_ns
+        self.promise_ns = settings.timing.promise_ns
+        self.heartbeat_ns = settings.timing.heartbeat_ns
         self.view = View(NO_BALLOT, frozenset(), frozenset(), settings.weights, (NO_OWNERS,) * groups)
-        self.answered: tuple[RequestId, ...] = ()
-        self.adopted_ns = now_ns
-        self.started = False
-        self.started_ns: int | None = None
-        self.shares = (0,) * groups
-        self.contested = (0,) * groups
-        self.start: Start | None = None
-        """The START of the adopted view, to be passed on to those who missed it."""
-        self.last_started: View | None = None
-        # Voting.
-        self.voting = False
-        self.clear = False
-        self.clear_at_ns = NEVER_NS
-        self.reserved: Ballot = NO_BALLOT
-        self.top_counter = 0
-        # Serving.
-        self.planes: tuple[Planes, ...] = (CLOSED,) * groups
-        self.written_deadline_ns = 0
-        self.opened = False
-        self.lost = False
-        """The lease ran out while serving, which people were told."""
-        self.holding = False
-        """It may have connections of buckets that moved away."""
-        self.fresh = False
-        """Another live node may have connections of buckets that are ours now."""
-        self.held_since_ns = NEVER_NS
-        self.established = 0
-        self.held = 0
-        # Leaving, and serving alone.
-        self.leaving = False
-        self.halted = False
-        self.alone = False
-        self.gateway = False
-        self.gateway_since_ns = NEVER_NS
-        """Since when it has been reached without a break."""
+        self.adopted_ns = self.born_ns
+        self.shares = self.contested = (0,) * groups
+        self.planes = (CLOSED,) * groups
 
     @property
     def serves(self) -> bool:
