@@ -20,14 +20,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from bench.report import RESULTS, publish, spread, table
 from farmd.model.config import Timing
 from tests.sim.mutants import Mutant, mutated
 from tests.sim.storm import Outcome, ride
 from tests.sim.takeover import Loss, takeover_ns
 from tests.sim.world import SIM_FAST, SIM_TIMING
 
-RESULTS = Path(__file__).parent / "results" / "simulate.json"
 HOUR_NS = 3_600_000_000_000
 MS_NS = 1_000_000
 TIMINGS: dict[str, Timing] = {"100/500": SIM_TIMING, "50/300": SIM_FAST}
@@ -79,20 +80,15 @@ def storms(first: int, count: int, jobs: int) -> dict[str, object]:
 
 def takeovers(runs: int) -> dict[str, dict[str, float]]:
     """How long buckets stay dark when a node is lost, by timing and kind of loss, over `runs` seeds each."""
-    table = {}
+    figures: dict[str, dict[str, float]] = {}
     for label, timing in TIMINGS.items():
         for loss in Loss:
-            times = sorted(
+            times = [
                 takeover_ns(seed, timing, loss, nodes := 3 + 2 * (seed % 2), seed // 2 % nodes) / MS_NS
                 for seed in range(runs)
-            )
-            table[f"{label} {loss}"] = {
-                "runs": runs,
-                "p50_ms": times[len(times) // 2],
-                "p99_ms": times[min(len(times) - 1, len(times) * 99 // 100)],
-                "max_ms": times[-1],
-            }
-    return table
+            ]
+            figures[f"{label} {loss}"] = {"runs": runs, **spread(times)}
+    return figures
 
 
 def caught(seed: int, mutant: Mutant | None) -> str | None:
@@ -122,37 +118,37 @@ def hunt(name: str, limit: int) -> tuple[str, int | None, str]:
 
 def mutants(limit: int, jobs: int) -> dict[str, dict[str, object]]:
     """Every mutant with the number of seeds that it took to catch it."""
-    table: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, object]] = {}
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
         hunts = [pool.apply_async(hunt, (mutant.name, limit)) for mutant in Mutant]
         for waiting in hunts:
             name, seed, how = waiting.get()
-            table[str(Mutant[name])] = {"seeds_to_catch": None if seed is None else seed + 1, "how": how}
+            found[str(Mutant[name])] = {"seeds_to_catch": None if seed is None else seed + 1, "how": how}
             print(f"mutant {name}: {how} (seed {seed})", file=sys.stderr, flush=True)
-    return table
+    return found
 
 
-def show(results: dict[str, object]) -> None:
-    """The table for people."""
-    for title in ("storms", "takeover", "mutants"):
-        part = results.get(title)
-        if not isinstance(part, dict):
-            continue
-        print(f"\n{title}")
-        for name, value in part.items():
-            if isinstance(value, dict):
-                value = "  ".join(f"{key} {item}" for key, item in value.items())
-            elif isinstance(value, list):
-                value = f"{len(value)} {value if value else ''}"
-            print(f"  {name:<52} {value}")
+def show(results: dict[str, Any]) -> None:
+    """The tables for people."""
+    if "storms" in results:
+        print(table(("storms", ""), [(name, _short(value)) for name, value in results["storms"].items()]), end="\n\n")
+    if "takeover" in results:
+        rows = [(name, *row.values()) for name, row in results["takeover"].items()]
+        print(table(("takeover, ms", "runs", "min", "p50", "p99", "max"), rows), end="\n\n")
+    if "mutants" in results:
+        rows = [(name, row["seeds_to_catch"] or "never", row["how"]) for name, row in results["mutants"].items()]
+        print(table(("mutant", "seeds to catch", "how"), rows))
 
 
-def passed(results: dict[str, object]) -> bool:
+def _short(value: object) -> object:
+    return f"{len(value)} {value or ''}".rstrip() if isinstance(value, list) else value
+
+
+def passed(results: dict[str, Any]) -> bool:
     """Nothing violated, everything healed, every mutant caught."""
-    storm, mutant = results.get("storms"), results.get("mutants")
-    good = not isinstance(storm, dict) or not (storm["violations"] or storm["not_healed"])
-    caught = not isinstance(mutant, dict) or all(row["seeds_to_catch"] for row in mutant.values())
-    return good and caught
+    storm = results.get("storms", {})
+    caught_all = all(row["seeds_to_catch"] for row in results.get("mutants", {}).values())
+    return not storm.get("violations") and not storm.get("not_healed") and caught_all
 
 
 def main() -> int:
@@ -164,18 +160,18 @@ def main() -> int:
     parser.add_argument("--takeovers", type=int, default=200, help="runs for each kind of loss (0: none)")
     parser.add_argument("--mutants", action="store_true", help="hunt every mutant")
     parser.add_argument("--limit", type=int, default=5_000, help="seeds to hunt a mutant with")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON goes")
     options = parser.parse_args()
-    results: dict[str, object] = json.loads(options.output.read_text()) if options.output.exists() else {}
+    known = RESULTS / "simulate.json"
+    results: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
     if options.takeovers:
         results["takeover"] = takeovers(options.takeovers)
     if options.seeds:
         results["storms"] = storms(options.first, options.seeds, options.jobs)
     if options.mutants:
         results["mutants"] = mutants(options.limit, options.jobs)
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
+    path = publish("simulate", {name: results[name] for name in ("storms", "takeover", "mutants") if name in results})
     show(results)
+    print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return 0 if passed(results) else 1
 
 
