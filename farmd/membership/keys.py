@@ -77,10 +77,10 @@ class _Parser:
                 self._line(number, stripped)
         if self._hash_key is None and not self._problems:
             self._problem(
-                0, "there is no hash-key", "Copy the key file of another node, or make one with `farmctl key new`"
+                0, "there is no hash-key", "Copy the key file of another node, or make one with `farmctl keygen`"
             )
         if not self._keys and not self._problems:
-            self._problem(0, "there is no key", "Copy the key file of another node, or make one with `farmctl key new`")
+            self._problem(0, "there is no key", "Copy the key file of another node, or make one with `farmctl keygen`")
         active = self._checked_active()
         if self._problems or self._hash_key is None:
             raise ConfigError(tuple(self._problems))
