@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
@@ -17,9 +19,10 @@ from farmd.dataplane.filter import OBJECT
 from farmd.dataplane.kernel import declared_maps
 from farmd.model.buckets import BUCKETS
 from farmd.model.planes import Planes
-from farmd.model.rules import Affinity
+from farmd.model.rules import Affinity, Protocol, Rule
 from farmd.model.siphash import bucket_of
-from tests.packet.rig import CLIENT_MAC, VIP4, VIP6, VIRTUAL_MAC, Rig
+from tests.packet.rig import CLIENT6, CLIENT_MAC, KEY, VIP4, VIP6, VIRTUAL_MAC, Rig
+from tests.unit.test_dataplane import full_farm
 
 pytestmark = pytest.mark.root
 
@@ -44,6 +47,28 @@ def test_the_kernel_uses_the_oracles_bucket(
     assert rig.run(rig.filter.probe, frame).reason == "accept-own"
     rig.control.write(int(by_port), Planes(own=((1 << BUCKETS) - 1) ^ bit))
     assert rig.run(rig.filter.probe, frame).reason == "drop-not-owner"
+
+
+def test_the_kernel_finds_every_rule_of_a_full_table(rig: Rig) -> None:
+    """256 VIPs and 1000 rules, so that some lie three slots from home; and no rule that is not there."""
+    vips, rules = full_farm(random.Random(1))
+    rig.run(rig.filter.configure, replace(rig.config, vips=vips, rules=rules), KEY, [rig.facts])
+    for group in range(16):
+        rig.control.write(group, Planes(own=(1 << BUCKETS) - 1))
+
+    for rule in rules:
+        told = rig.run(rig.filter.probe, _frame_for(rule))
+        assert (told.reason, told.rule) == ("accept-own", rule.index)
+    taken = {(rule.vip, rule.protocol, rule.port) for rule in rules}
+    for rule in rules:
+        if (rule.vip, rule.protocol, rule.port ^ 1) not in taken and rule.port != 1:
+            assert rig.run(rig.filter.probe, _frame_for(replace(rule, port=rule.port ^ 1))).reason == "drop-no-rule"
+
+
+def _frame_for(rule: Rule) -> bytes:
+    ip = IP(src="198.51.100.7", dst=str(rule.vip)) if rule.vip.version == 4 else IPv6(src=CLIENT6, dst=str(rule.vip))
+    ports = (TCP if rule.protocol is Protocol.TCP else UDP)(sport=41000, dport=rule.port)
+    return bytes(Ether(dst=VIRTUAL_MAC, src=CLIENT_MAC) / ip / ports)
 
 
 @pytest.mark.parametrize(
