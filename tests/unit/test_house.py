@@ -29,7 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "console": {"model", "client"},
     # A frozen daemon cannot say how its lease stands, so the lab also looks at what is pinned.
     "lab": {"model", "net", "client", "dataplane"},
-    "cli": {"model", "client", "lab"},
+    "doctor": {"model", "client", "net", "dataplane"},
+    "trace": {"model", "client", "net", "dataplane"},
+    "cli": {"model", "client", "lab", "doctor"},
 }
 """Which rooms a room may import besides itself. `client` is the module that speaks the daemon's API."""
 
