@@ -24,8 +24,8 @@ _FRAME = struct.Struct("!6s6sH4sIBBQQ")
 _MAGIC = b"fdr1"
 _SHORTEST = 60
 _FIX = (
-    "Let the switch flood unknown unicast to every node's port: no unknown-unicast blocking or storm control there; on a "
-    "Linux bridge `bridge link set dev PORT flood on`; in a hypervisor promiscuous mode and forged transmits"
+    "Let the switch flood unknown unicast to every node's port: no unknown-unicast blocking or storm control there; on "
+    "a Linux bridge `bridge link set dev PORT flood on`; in a hypervisor promiscuous mode and forged transmits"
 )
 
 
