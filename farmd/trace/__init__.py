@@ -9,7 +9,8 @@ What is seen where:
 - generic mode: every frame passes the tracepoint `netif_receive_skb` before the filter, and `kfree_skb` tells which of
   them the filter dropped. Verdicts are therefore observed, not guessed.
 - native mode: the filter runs before the kernel makes an skb, and no tracepoint tells what it drops. Accepted frames
-  are sampled one by one; drops are only counted, by rule and reason, in the summary.
+  are sampled one by one; drops are only counted, by rule and reason, in the summary. (veth is the exception: there the
+  filter has an skb in native mode too.)
 
 The reason is the answer of the attached program's twin (`farm_explain`: same code, same maps) to the sampled frame. If
 twin and observation differ, because buckets moved in between, the sample has no reason.

@@ -206,41 +206,55 @@ static inline void copy_head(struct record *r, u64 at, u32 available, u32 form)
 	bpf_probe_read_kernel(r->head, HEAD, (void *)at);
 }
 
-// A frame as it comes in: before a generic filter, after a native one.
-RAW_TRACEPOINT_PROBE(netif_receive_skb)
+static inline int is_generic_filter(u64 where)
 {
-	u64 skb = ctx->args[0], device = read_u64(skb + SKB_DEV), frame, linear;
-	u64 *seen, *open;
+	return GENERIC_CODE;
+}
+
+// veth's native mode runs the filter on an skb, so its drops show, unlike any other driver's.
+static inline int is_veth_filter(u64 where)
+{
+	return VETH_CODE;
+}
+
+// Tells a frame, if it is ours; its sequence number, or 0.
+static inline u64 tell_frame(u64 skb, u64 device, u32 kind)
+{
+	u64 frame, linear, *seen;
 	struct record *r;
+	u64 number;
 	u32 zero = 0;
 
-	open = frame_open.lookup(&zero);
 	seen = frames_seen.lookup(&zero);
-	if (!open || !seen)
-		return 0;
-	*open = 0;
-	if (!is_here(read_u64(device + DEVICE_NET)))
+	if (!seen || !device || !is_here(read_u64(device + DEVICE_NET)))
 		return 0;
 	frame = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_MAC);
 	if (!frame_is_ours(frame))
 		return 0;
-	r = begin(KIND_FRAME, 0, FRAME_LIMIT);
+	r = begin(kind, 0, FRAME_LIMIT);
 	if (!r)
 		return 0;
 	*seen += 1;
-	*open = (u64)bpf_get_smp_processor_id() << 48 | *seen;
-	r->sequence = *open;
+	number = (u64)bpf_get_smp_processor_id() << 48 | *seen;
+	r->sequence = number;
 	r->ifindex = read_u32(device + DEVICE_INDEX);
 	linear = read_u64(skb + SKB_DATA) - frame;
 	r->length = read_u32(skb + SKB_LEN) + linear;
 	copy_head(r, frame, r->length - read_u32(skb + SKB_DATA_LEN), ETHERNET);
 	records.ringbuf_submit(r, 0);
-	return 0;
+	return number;
 }
 
-static inline int is_filter(u64 where)
+// A frame as it comes in: before a generic filter, after a native one.
+RAW_TRACEPOINT_PROBE(netif_receive_skb)
 {
-	return FILTER_CODE;
+	u64 skb = ctx->args[0];
+	u32 zero = 0;
+	u64 *open = frame_open.lookup(&zero);
+
+	if (open)
+		*open = tell_frame(skb, read_u64(skb + SKB_DEV), KIND_FRAME);
+	return 0;
 }
 
 RAW_TRACEPOINT_PROBE(kfree_skb)
@@ -250,7 +264,7 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
 	u32 zero = 0;
 	u64 *open;
 
-	if (is_filter(ctx->args[1])) {
+	if (is_generic_filter(ctx->args[1])) {
 		open = frame_open.lookup(&zero);
 		if (!open || !*open)
 			return 0;
@@ -265,6 +279,10 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
 		return 0;
 	}
 	device = read_u64(skb + SKB_DEV);
+	if (is_veth_filter(ctx->args[1])) {
+		tell_frame(skb, device, KIND_DROPPED_FRAME);
+		return 0;
+	}
 	if (!device || !is_here(read_u64(device + DEVICE_NET)))
 		return 0;
 	packet = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_NETWORK);

@@ -5,7 +5,7 @@ text of that file."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
@@ -40,8 +40,10 @@ _FIELDS = {
     "SOCK_LOCAL_PORT": ("sock_common", "skc_num"),
     "SOCK_REMOTE_PORT": ("sock_common", "skc_dport"),
 }
-_FILTER_SYMBOLS = ("do_xdp_generic", "netif_receive_generic_xdp")
+_GENERIC = ("do_xdp_generic", "netif_receive_generic_xdp")
 """The kernel's functions in which a generic XDP program runs, and from which the frames it drops are freed."""
+_VETH = ("veth_xdp_rcv_skb", "veth_xdp_rcv", "veth_poll")
+"""The same of veth's native mode."""
 
 
 class Kind(IntEnum):
@@ -55,6 +57,8 @@ class Kind(IntEnum):
     RESET_SENT = 4
     RESET_RECEIVED = 5
     RETRANSMIT = 6
+    DROPPED_FRAME = 7
+    """A frame that the filter dropped, told at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,12 @@ class Scope:
     events_per_s: int
 
 
-def source(types: Types, symbols: Iterable[str], scope: Scope) -> str:
+def source(types: Types, symbols: Sequence[str], scope: Scope) -> str:
     """The whole program. `symbols` are lines of /proc/kallsyms. KernelError if this kernel lacks what it needs."""
+    generic = code_of(_GENERIC, symbols)
+    if not generic:
+        cause = f"it does not tell where {_GENERIC[0]} is, so drops cannot be told apart"
+        raise KernelError("kernel symbols", cause, "Run as root, with kernel.kptr_restrict below 2")
     mask, value = client_words(scope.client)
     names: dict[str, object] = {name: types.offset(*where) for name, where in _FIELDS.items()}
     names |= {f"KIND_{kind.name}": kind.value for kind in Kind}
@@ -84,27 +92,29 @@ def source(types: Types, symbols: Iterable[str], scope: Scope) -> str:
         "CLIENT_1": f"{value[1]}ULL",
         "FRAME_LIMIT": max(1, scope.frames_per_s // _WINDOWS_PER_S),
         "EVENT_LIMIT": max(1, scope.events_per_s // _WINDOWS_PER_S),
-        "FILTER_CODE": " || ".join(
-            f"(where >= {begin:#x}ULL && where <= {end:#x}ULL)" for begin, end in filter_code(symbols)
-        ),
+        "GENERIC_CODE": _within(generic),
+        "VETH_CODE": _within(code_of(_VETH, symbols)),
     }
     return "".join(f"#define {name} {value}\n" for name, value in names.items()) + _SOURCE.read_text()
 
 
-def filter_code(symbols: Iterable[str]) -> list[tuple[int, int]]:
-    """Where the code of generic XDP lies: [begin, end] of each part, from lines "address type name"."""
+def code_of(functions: Sequence[str], symbols: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the code of kernel functions lies: [begin, end] of each part, from lines "address type name".
+
+    The compiler may put a function's unlikely part elsewhere, under the name with a suffix.
+    """
     text = [(int(words[0], 16), words[2]) for words in map(str.split, symbols) if words[1] in "tT"]
     starts = sorted({begin for begin, _name in text})
-    found = [
+    return [
         (begin, starts[starts.index(begin) + 1])
         for begin, name in text
-        # The compiler may put a function's unlikely part elsewhere, under the name with a suffix.
-        if name.split(".")[0] in _FILTER_SYMBOLS and 0 < begin < starts[-1]
+        if name.split(".")[0] in functions and 0 < begin < starts[-1]
     ]
-    if not found:
-        cause = f"it does not tell where {_FILTER_SYMBOLS[0]} is, so drops cannot be told apart"
-        raise KernelError("kernel symbols", cause, "Run as root, with kernel.kptr_restrict below 2")
-    return found
+
+
+def _within(ranges: Sequence[tuple[int, int]]) -> str:
+    """A condition in C; an address that follows a call may be the end of its function."""
+    return " || ".join(f"(where > {begin:#x}ULL && where <= {end:#x}ULL)" for begin, end in ranges) or "0"
 
 
 def client_words(network: IPv4Network | IPv6Network | None) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -18,6 +18,7 @@ from farmd.trace.verdicts import Place, Places, Twin, judge
 
 SETTLED_NS = 50_000_000
 """A frame that the filter drops is dropped within microseconds; after this long it was not."""
+_FRAMES = (Kind.FRAME, Kind.DROPPED_FRAME)
 _NAMES = {
     Kind.STACK_DROP: "stack-drop",
     Kind.RESET_SENT: "reset-sent",
@@ -71,8 +72,8 @@ class Sampler:
             if frame := self._frames.get(record.sequence):
                 frame.dropped = True
             return
-        waiting = _Waiting(record)
-        if record.kind is Kind.FRAME:
+        waiting = _Waiting(record, dropped=record.kind is Kind.DROPPED_FRAME)
+        if record.kind in _FRAMES:
             waiting.probe = self._twin(record.head, record.length, record.ifindex)
             self._frames[record.sequence] = waiting
         self._waiting.append(waiting)
@@ -82,7 +83,7 @@ class Sampler:
         self._waiting.sort(key=lambda waiting: waiting.record.at_ns)  # CPUs may have handed over out of turn
         while self._waiting and now_ns - self._waiting[0].record.at_ns >= SETTLED_NS:
             waiting = self._waiting.pop(0)
-            if waiting.record.kind is Kind.FRAME:
+            if waiting.record.kind in _FRAMES:
                 del self._frames[waiting.record.sequence]
                 yield from self._verdict(waiting)
             else:

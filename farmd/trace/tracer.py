@@ -166,7 +166,9 @@ def _start(config: FarmConfig, headers: str) -> dict[str, Any]:
     found = []
     for facts in interfaces.facts(config.interfaces or config.me.addresses[:1]):
         mode = "native" if xdp_presence(facts.ifindex).native else "generic"
-        found.append({"interface": facts.name, "mode": mode, "drops_sampled": mode == "generic"})
+        found.append(
+            {"interface": facts.name, "mode": mode, "drops_sampled": mode == "generic" or facts.kind == "veth"}
+        )
     return {"type": "start", "node": config.me.name, "interfaces": found, "headers": headers}
 
 
