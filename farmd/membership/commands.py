@@ -43,6 +43,8 @@ class EventType(StrEnum):
     MEMBER_FAILED = "member.failed"
     MEMBER_DRAINED = "member.drained"
     MEMBER_READY = "member.ready"
+    FAILOVER_DONE = "failover.done"
+    """Buckets of a failed member were taken over: how long each phase of that took here."""
     WEIGHT_CHANGED = "weight.changed"
     LEASE_LOST = "lease.lost"
     LEASE_REGAINED = "lease.regained"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from farmd.membership.commands import EventType
+from farmd.membership.settings import NEVER_NS
 from farmd.membership.state import State
 from farmd.model.nodes import NodeId
 from farmd.model.view import View
@@ -36,7 +37,24 @@ def _gone(state: State, now_ns: int, node: NodeId) -> None:
     state.hold_down.failed(now_ns, node)
     if peer is not None:
         peer.failed = True
+        if peer.heard_ns != NEVER_NS:
+            state.failed_heard_ns = min(peer.heard_ns, state.failed_heard_ns or peer.heard_ns)
     state.tell(EventType.MEMBER_FAILED, f"{state.name(node)} failed", member=node, epoch=state.view.epoch)
+
+
+def tell_failover(state: State, now_ns: int) -> None:
+    """Our share is open: if somebody failed, say how long that took, from the last that was heard of them."""
+    heard_ns, started_ns, state.failed_heard_ns = state.failed_heard_ns, state.started_ns, None
+    if heard_ns is None or started_ns is None:
+        return
+    heard_ns = min(heard_ns, state.adopted_ns)  # We may still hear somebody whom the majority does not.
+    phases = {
+        "detect_ns": state.adopted_ns - heard_ns,
+        "agree_ns": started_ns - state.adopted_ns,
+        "program_ns": now_ns - started_ns,
+    }
+    text = f"takeover done {(now_ns - heard_ns) / 1e9:.3f} s after the last heartbeat"
+    state.tell(EventType.FAILOVER_DONE, text, epoch=state.view.epoch, **phases)
 
 
 def _changes(state: State, before: View, view: View) -> None:

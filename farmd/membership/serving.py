@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from farmd.membership.commands import EventType, Send, WriteLease, WritePlanes
 from farmd.membership.messages import Heartbeat, Promise, Propose, Start
-from farmd.membership.news import announce
+from farmd.membership.news import announce, tell_failover
 from farmd.membership.settings import NEVER_NS
 from farmd.membership.state import State
 from farmd.model.nodes import BootId, NodeId
@@ -131,6 +131,7 @@ def open_share(state: State, now_ns: int) -> None:
         for planes, share, contested in zip(state.planes, state.shares, state.contested, strict=True)
     )
     write(state, now_ns, opened)
+    tell_failover(state, now_ns)
     if state.lost:
         state.lost = False
         state.tell(EventType.LEASE_REGAINED, "lease regained: this node serves its share again", epoch=state.view.epoch)

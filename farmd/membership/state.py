@@ -50,6 +50,8 @@ class State:
     start: Start | None = None
     """The START of the adopted view, to be passed on to those who missed it."""
     last_started: View | None = None
+    failed_heard_ns: int | None = None
+    """When a member that this view gave up was last heard; None once our share is open."""
 
     # Voting.
     voting: bool = False

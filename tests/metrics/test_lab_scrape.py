@@ -18,6 +18,7 @@ from farmd.lab.lab import Lab
 from farmd.lab.netns import Part
 from farmd.lab.plan import PORT_BY_ADDRESS, VIP, LabPlan
 from farmd.metrics.catalogue import CATALOGUE, Kind
+from farmd.metrics.totals import PHASES
 from farmd.model.buckets import BUCKETS
 from tests.metrics.running import FILES, Prometheus, exporter, prometheus, promtool, scrape, wait
 
@@ -138,6 +139,10 @@ def test_a_daemon_that_restarts_takes_its_counters_along(watched: Watched) -> No
     assert resets == 0
 
 
+def _values(watched: Watched, expression: str) -> dict[str, float]:
+    return {sample["metric"]["phase"]: float(sample["value"][1]) for sample in watched.prometheus.query(expression)}
+
+
 def test_a_lost_node_is_alerted(watched: Watched) -> None:
     watched.farm.lab.kill("node3")
     watched.farm.wait_serving(("node1", "node2"))
@@ -149,4 +154,9 @@ def test_a_lost_node_is_alerted(watched: Watched) -> None:
     down = watched.prometheus.query('ALERTS{alertname="FarmMemberDown"}')
     assert [alert["metric"]["member"] for alert in down] == ["node3"]
     assert watched.prometheus.value('sum(farm_up{role="node"})') == 2
+    told = "count by (phase) (farm_failover_duration_seconds_count == 1)"
+    wait("both have told how long it took", lambda: _values(watched, told) == dict.fromkeys(PHASES, 2))
+    took = watched.prometheus.value("max(sum by (node) (farm_failover_duration_seconds_sum))")
+    assert took is not None
+    assert 0.3 < took < 5
     assert watched.prometheus.value('max(farm_membership_changes_total{reason="failure"})') == 1
