@@ -25,6 +25,8 @@ PORT_BY_CONNECTION = 81
 """Rules with affinity `client-ip-port`: each connection is placed on its own."""
 SERVICE_PORTS = {PORT_BY_ADDRESS: Affinity.CLIENT_IP, PORT_BY_CONNECTION: Affinity.CLIENT_IP_PORT}
 
+FIRST_CLIENT_PORT = 10000
+"""Clients' own connections use ports from here on; probes use lower ones, so the two never meet."""
 RUN_DIR = Path("/run/farmd-lab")
 PIN_DIR = Path("/sys/fs/bpf/farmd-lab")
 

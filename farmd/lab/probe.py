@@ -18,12 +18,11 @@ from functools import partial
 from farmd.lab.netns import in_namespace
 from farmd.lab.observer import Asked, Observer
 from farmd.lab.packets import Flow, syn_frame
-from farmd.lab.plan import PORT_BY_CONNECTION, VIP, VIP6, VIRTUAL_MAC, Host, LabPlan
+from farmd.lab.plan import FIRST_CLIENT_PORT, PORT_BY_CONNECTION, VIP, VIP6, VIRTUAL_MAC, Host, LabPlan
 
 MAX_RATE = 2000
 """Probes a second that a prober sends at most: it measures, it does not load."""
 _FIRST_PORT = 2000
-"""Below every client's ephemeral ports, so a probe never meets a real connection."""
 _STEP_S = 0.005
 
 
@@ -98,8 +97,8 @@ def flows_of(plan: LabPlan, each: int, *, vport: int = PORT_BY_CONNECTION, ipv6:
 
 
 def owners(asked: Iterable[Asked]) -> dict[Flow, bytes]:
-    """Who last answered each flow, by MAC."""
-    return {one.flow: one.answers[-1][1] for one in asked if one.answers}
+    """Who last answered each probed flow, by MAC. Real connections are left out: nobody asks for them again."""
+    return {one.flow: one.answers[-1][1] for one in asked if one.answers and one.flow.port < FIRST_CLIENT_PORT}
 
 
 def takeover(asked: Iterable[Asked], victims: Iterable[Flow], fault_ns: int) -> Takeover:

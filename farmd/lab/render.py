@@ -7,7 +7,18 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 
-from farmd.lab.plan import GATEWAY, SERVICE_PORTS, VIP, VIP6, VIRTUAL_MAC, Host, HostKind, LabPlan, Link
+from farmd.lab.plan import (
+    FIRST_CLIENT_PORT,
+    GATEWAY,
+    SERVICE_PORTS,
+    VIP,
+    VIP6,
+    VIRTUAL_MAC,
+    Host,
+    HostKind,
+    LabPlan,
+    Link,
+)
 from farmd.model.config import Profile
 from farmd.model.errors import FarmError
 
@@ -122,7 +133,7 @@ def sysctls(host: Host | None) -> dict[str, str]:
     common = {"net/ipv6/conf/all/accept_ra": "0", "net/ipv6/conf/default/accept_ra": "0"}
     common |= {"net/ipv6/conf/default/accept_dad": "0", "net/ipv6/conf/default/router_solicitations": "0"}
     if host.kind is HostKind.CLIENT:
-        common["net/ipv4/ip_local_port_range"] = "10000 60999"
+        common["net/ipv4/ip_local_port_range"] = f"{FIRST_CLIENT_PORT} 60999"
     return common
 
 

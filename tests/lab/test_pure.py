@@ -14,7 +14,7 @@ from farmd.lab.demo import summary
 from farmd.lab.load import parse
 from farmd.lab.observer import Asked, judge
 from farmd.lab.packets import Announcement, Flow, read_announcement, read_syn, syn_frame
-from farmd.lab.plan import VIP, VIP6, VIRTUAL_MAC, LabPlan
+from farmd.lab.plan import FIRST_CLIENT_PORT, VIP, VIP6, VIRTUAL_MAC, LabPlan
 from farmd.lab.probe import flows_of, owners, takeover
 from farmd.model import farmfile
 from farmd.model.config import Profile
@@ -163,7 +163,9 @@ def test_takeover_is_the_last_bucket_to_be_answered_again() -> None:
 def test_probes_stay_below_the_clients_own_ports() -> None:
     flows = flows_of(LabPlan("a"), 3)
     assert len(set(flows)) == len(flows) == 3 * 24
-    assert max(flow.port for flow in flows) < 10000
+    assert max(flow.port for flow in flows) < FIRST_CLIENT_PORT
+    real = Flow(FLOW.client, FIRST_CLIENT_PORT, VIP, 81)
+    assert owners([Asked(flows[0], 0, [(1, MAC1)]), Asked(real, 0, [(1, MAC1)])]) == {flows[0]: MAC1}
 
 
 def test_wrk_reports_are_read() -> None:
