@@ -53,6 +53,11 @@ static __always_inline struct farm_outcome unpack(__u32 result)
 	return outcome(result & 0xffff, result >> 16);
 }
 
+static __always_inline int is_icmp(const struct packet *p)
+{
+	return p->protocol == (p->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
 // Finds the rule, the bucket and its state, and decides.
 static __always_inline struct farm_outcome judge_packet(struct xdp_md *ctx, const struct farm_table *t,
 							const struct packet *p)
@@ -61,13 +66,13 @@ static __always_inline struct farm_outcome judge_packet(struct xdp_md *ctx, cons
 	__u32 group = 0, index = 0;
 	__u16 port = 0;
 
-	if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP)
+	if ((p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP) && (p->vip_port || p->segment == ORPHAN))
 		rule = find_rule(t, farm_rule_key(p->vip, p->protocol, p->vip_port));
 	if (rule) {
 		group = rule->group;
 		index = rule->rule;
 		port = rule->affinity == FARM_CLIENT_IP_PORT ? p->client_port : 0;
-	} else if (p->protocol != IPPROTO_ICMP && p->protocol != IPPROTO_ICMPV6) {
+	} else if (!is_icmp(p)) {
 		if (p->segment == ORPHAN)
 			return outcome(FARM_DROP_FRAGMENT_UNKNOWN, 0);
 		if (!t->accept_without_rule)
@@ -110,8 +115,8 @@ __noinline int farm_read_reported(struct xdp_md *ctx, struct packet *p)
 	struct cursor c;
 	__be16 *ports;
 
-	if (!p)
-		return FARM_DROP_MALFORMED;
+	if (!p || p->transport_at > HEADERS_MASK)
+		return FARM_DROP_ICMP_UNKNOWN;
 	p->ip_at = p->transport_at;
 	c = cursor_at(ctx, p->ip_at);
 	if (p->ipv6) {
@@ -172,17 +177,11 @@ static __always_inline enum farm_reason read_transport(struct xdp_md *ctx, struc
 		p->segment = ORPHAN;
 		return FARM_UNDECIDED;
 	}
-	switch (p->protocol) {
-	case IPPROTO_TCP:
+	if (p->protocol == IPPROTO_TCP)
 		return read_tcp(c, p);
-	case IPPROTO_UDP:
+	if (p->protocol == IPPROTO_UDP)
 		return read_udp(c, p);
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
-		return read_icmp(ctx, c, p);
-	default:
-		return FARM_UNDECIDED;
-	}
+	return is_icmp(p) ? read_icmp(ctx, c, p) : FARM_UNDECIDED;
 }
 
 // Reads an IPv4 header up to where the transport header begins.
@@ -241,6 +240,7 @@ __noinline __u32 farm_judge_ip(struct xdp_md *ctx, __u32 offset, __u32 type)
 	struct farm_outcome *first, result;
 	struct farm_fragment datagram;
 	enum farm_reason fault;
+	enum fragment fragment;
 
 	if (!t)
 		return pack(outcome(FARM_NOT_VIP, 0));
@@ -250,15 +250,17 @@ __noinline __u32 farm_judge_ip(struct xdp_md *ctx, __u32 offset, __u32 type)
 	if (same_address(p.client, p.vip_address)) // a VIP talks to itself over lo only: this is forged
 		return pack(outcome(FARM_DROP_MALFORMED, 0));
 
-	if (p.fragment != WHOLE) {
-		datagram = (struct farm_fragment){p.client, p.fragment_id, p.vip, p.protocol};
-		first = p.fragment == LATER_FRAGMENT ? bpf_map_lookup_elem(&farm_fragments, &datagram) : NULL;
+	fragment = p.fragment; // an ICMP error will put what it is about in its own place
+	if (fragment != WHOLE) {
+		// RFC 8200, 4.5: later fragments of IPv6 may tell another protocol than the first.
+		datagram = (struct farm_fragment){p.client, p.fragment_id, p.vip, p.ipv6 ? 0 : p.protocol};
+		first = fragment == LATER_FRAGMENT ? bpf_map_lookup_elem(&farm_fragments, &datagram) : NULL;
 		if (first)
 			return pack(*first);
 	}
 	fault = read_transport(ctx, &c, &p);
 	result = fault == FARM_UNDECIDED ? judge_packet(ctx, t, &p) : outcome(fault, 0);
-	if (p.fragment == FIRST_FRAGMENT)
+	if (fragment == FIRST_FRAGMENT)
 		bpf_map_update_elem(&farm_fragments, &datagram, &result, BPF_ANY);
 	return pack(result);
 }
@@ -277,7 +279,7 @@ static __always_inline struct farm_outcome judge_plain(const struct farm_table *
 	if (!ports || (void *)ports + least > c->end || bytes < least)
 		return outcome(FARM_UNDECIDED, 0);
 	rule = find_rule(t, farm_rule_key(vip, protocol, bpf_ntohs(ports->dest)));
-	if (!rule)
+	if (!rule || !ports->dest) // port 0 of the table stands for later fragments
 		return outcome(FARM_UNDECIDED, 0);
 	port = rule->affinity == FARM_CLIENT_IP_PORT ? bpf_ntohs(ports->source) : 0;
 	state = bucket_state(rule->group, ipv6 ? farm_bucket_ipv6(t->hash_key, client.words, port)

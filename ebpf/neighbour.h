@@ -201,7 +201,7 @@ __noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
 	struct ethernet *eth = (void *)(long)ctx->data;
 	struct packet asker = {};
 
-	if (!t || !ip || !question || question->icmp.type != ICMP6_SOLICITATION ||
+	if (!t || !ip || ip->version != 6 || !question || question->icmp.type != ICMP6_SOLICITATION ||
 	    !find_vip(t, address_of_ipv6(&question->target)))
 		return FARM_UNDECIDED;
 	if (lease_over())

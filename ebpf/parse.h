@@ -239,14 +239,14 @@ __noinline int farm_follow_extensions(struct xdp_md *ctx, struct packet *p)
 	__u32 start;
 	int next;
 
-	if (!p)
+	if (!p || p->transport_at > HEADERS_MASK)
 		return FARM_DROP_MALFORMED;
 	start = p->transport_at;
 	c = cursor_at(ctx, start);
 	next = p->protocol;
 	for (int i = 0; i < IPV6_CHAIN && is_extension(next) && p->fragment != LATER_FRAGMENT; i++) {
 		next = next == IPPROTO_FRAGMENT ? parse_ipv6_fragment(&c, p) : parse_ipv6_extension(&c, next);
-		if (next < 0)
+		if (next < 0 || c.offset > HEADERS_MASK)
 			return FARM_DROP_MALFORMED;
 	}
 	if (is_extension(next) && p->fragment != LATER_FRAGMENT)
