@@ -31,7 +31,7 @@ MEANING = {
     ExitCode.OK: "done, or healthy",
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "wrong usage: nothing was done",
-    ExitCode.UNHEALTHY: "the farm is not healthy (status --check, --wait)",
+    ExitCode.UNHEALTHY: "the farm (status --check, --wait) or this server (doctor) is not healthy",
     ExitCode.NOT_FOUND: "no such node, rule, group or lab",
     ExitCode.NOT_PERMITTED: "not permitted (see the socket's mode)",
     ExitCode.UNREACHABLE: "farmd does not answer on the socket",

@@ -17,7 +17,6 @@ import typer
 
 from farmd.cli.output import Style, local_clock, note, say, say_json
 from farmd.cli.session import Session, verb
-from farmd.client import RemoteError
 from farmd.model.errors import BadRequest, FarmError
 
 _COLOURS = {"pass": "green", "tx": "green", "drop": "yellow"}
@@ -55,8 +54,12 @@ def trace(
     Each verdict with its reason, rule, bucket and owner. Needs root, python3-bpfcc and kernel headers; bounded in rate
     and time. On an interface in native mode single drops cannot be seen: the last line counts them by reason.
     """
+    from farmd.client import RemoteError
+    from farmd.model import farmfile
+
     arguments = ["--config", str(config), "--rate", str(rate), "--seconds", str(seconds)]
     arguments += _checked(client, vip, verdict or [])
+    farmfile.load(config)  # so that what is wrong with it is told as `check-config` tells it
     arguments += [] if limit is None else ["--limit", str(limit)]
     arguments += [] if pcap is None else ["--pcap", str(pcap.absolute())]
     with _tracer(arguments) as lines:

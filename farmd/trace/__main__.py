@@ -18,7 +18,7 @@ from typing import Any
 
 from farmd.dataplane.reasons import Verdict
 from farmd.model import farmfile
-from farmd.model.errors import ConfigError, FarmError
+from farmd.model.errors import FarmError
 from farmd.trace import tracer
 
 
@@ -37,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         tracer.run(farmfile.load(arguments.config), wishes, _tell)
     except FarmError as error:
-        # Of a ConfigError, the text names every problem; the three parts name the first.
-        cause = str(error) if isinstance(error, ConfigError) else error.cause
-        parts = {"code": error.code, "subject": error.subject, "cause": cause, "next_step": error.next_step}
+        parts = {"code": error.code, "subject": error.subject, "cause": error.cause, "next_step": error.next_step}
         _tell({"type": "error", **parts})
         return 1
     return 0
