@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from tests.native import corpus, worlds
 
@@ -58,7 +57,7 @@ def build(kind: Kind) -> Path:
         raise CannotBuildError("clang is missing: make setup")
     _copy_filter(FOLDER / "ebpf")
     variants = FOLDER / "variants.bin"
-    variants.write_bytes(b"".join(world.table() for world in worlds.WORLDS))
+    variants.write_bytes(b"".join(world.table for world in worlds.WORLDS))
     main = HERE / ("driver.c" if kind.startswith("judge") else "fuzz.c")
     target = FOLDER / kind
     command = [clang, "-O1", "-g", "-fno-omit-frame-pointer", *WARNINGS, *FLAGS[kind]]
@@ -78,9 +77,9 @@ def write_seeds(folder: Path) -> int:
     return len(seeds)
 
 
-def run(command: list[str], **options: Any) -> str:
+def run(command: list[str], environment: Mapping[str, str] | None = None) -> str:
     """What a command prints. Raises CannotBuildError with its complaint."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise CannotBuildError(f"{Path(command[0]).name} failed:\n{done.stderr.strip()}")
     return done.stdout

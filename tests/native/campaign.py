@@ -64,7 +64,7 @@ def run_batch(program: Path, seed: int, batch: int) -> Tally:
     oracle.open = rng.random() > 0.03
     arrivals = [generator.arrival() for _ in range(BATCH)]
     with Judge(program) as judge:
-        judge.configure(world.table())
+        judge.configure(world.table)
         for group, states in enumerate(oracle.planes):
             judge.planes(group, states)
         judge.lease(oracle.open)
@@ -108,9 +108,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--kind", type=Kind, default=Kind.JUDGE, choices=[Kind.JUDGE, Kind.JUDGE_MEMORY])
     chosen = parser.parse_args()
-    tally = campaign(
-        build(chosen.kind), chosen.packets, seed=chosen.seed, processes=chosen.processes, chatty=True
-    )
+    tally = campaign(build(chosen.kind), chosen.packets, seed=chosen.seed, processes=chosen.processes, chatty=True)
     print(report(tally))
     return bool(tally.differences)
 

@@ -108,7 +108,8 @@ static void check_frame(const struct reply *reply, const struct request *request
 		require(request->ifindex == IFINDEX, "no answer on a foreign interface");
 		return;
 	}
-	require(reply->bytes == request->bytes, "the length stays");
+	if (reply->verdict == VERDICT_PASS)
+		require(reply->bytes == request->bytes, "the length stays");
 	if (reply->reason == FARM_NOT_VIP) {
 		require(reply->verdict == VERDICT_PASS, "other traffic passes");
 		require(!memcmp(in, out, reply->bytes), "other traffic is untouched");
@@ -143,7 +144,8 @@ static void check_farm(struct farm *farm, int settled, struct request request, c
 	own = judge(farm->all_own, &request, frame);
 	fresh = judge(farm->all_fresh, &request, frame);
 	closed = judge(farm->closed, &request, frame);
-	require((own.reason == FARM_NOT_VIP) == (closed.reason == FARM_NOT_VIP), "the lease does not say what a VIP is");
+	require((own.reason == FARM_NOT_VIP) == (closed.reason == FARM_NOT_VIP),
+		"the lease does not say what a VIP is");
 	require(!served(closed), "nothing is served after the lease");
 	for (int k = 0; k < NODES; k++) {
 		request.socket = k == socket_at ? script : none;

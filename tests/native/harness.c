@@ -34,8 +34,8 @@ static inline __u8 seen_bucket_state(__u32 group, __u32 bucket)
 static struct {
 	struct node *node;
 	const struct request *request;
-	struct bpf_sock *socket;     // looked up and not yet released
-	struct farm_counts *counts;  // of the rule below
+	struct bpf_sock *socket;    // looked up and not yet released
+	struct farm_counts *counts; // of the rule below
 	__u32 counted_rule;
 	__u32 countings; // how often it asked for a counter
 } running;
@@ -87,7 +87,8 @@ void node_forget_fragments(struct node *node)
 static struct fragment_slot *fragment_slot(const struct farm_fragment *key)
 {
 	struct node *node = running.node;
-	__u64 mixed = key->client.words[0] ^ key->client.words[1] ^ (__u64)key->id << 32 ^ key->vip << 8 ^ key->protocol;
+	__u64 mixed =
+	    key->client.words[0] ^ key->client.words[1] ^ (__u64)key->id << 32 ^ key->vip << 8 ^ key->protocol;
 	__u32 home = mixed * 0x9e3779b97f4a7c15ULL >> 50;
 	struct fragment_slot *slot = NULL;
 
@@ -275,8 +276,7 @@ static void check_twin(struct node *node, const struct request *request, const _
 	__u32 verdict = run(farm_filter, node, request, frame, &ctx);
 
 	require(verdict == reply->verdict, "the twin tells the verdict");
-	require(frame_bytes(&ctx) == frame_bytes(out) &&
-		    !memcmp((void *)ctx.data, (void *)out->data, frame_bytes(out)),
+	require(frame_bytes(&ctx) == frame_bytes(out) && !memcmp((void *)ctx.data, (void *)out->data, frame_bytes(out)),
 		"the twin changes the frame alike");
 	if (reply->reason == FARM_NOT_VIP) {
 		require(!running.countings, "what is not for a VIP is not counted");

@@ -9,20 +9,20 @@ lie within the length that IP tells.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, NoReturn
 
 from farmd.dataplane.reasons import Reason, Verdict, verdict_of
-from farmd.model.rules import PROTOCOL_NUMBER, Affinity, Protocol, Rule
+from farmd.model.rules import PROTOCOL_NUMBER, Affinity, Rule
 from farmd.model.siphash import bucket_of
 from tests.native.sockets import ACK, FIN, RST, SYN, Segment, Socket, claims
 from tests.native.worlds import IFINDEX, NODE_MAC, VIRTUAL_MAC, World
 
 TAGS, EXTENSIONS, REACH = 2, 6, 1023
 HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AH, ICMP6, OPTIONS = 0, 1, 6, 17, 43, 44, 51, 58, 60
+MAPPED = bytes(10) + b"\xff\xff"
 CHAIN = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, AH, OPTIONS))
 OWN, HELD, FRESH = 1, 2, 4
 NO_BUCKET = 0xFFFF
@@ -52,7 +52,7 @@ class Told(NamedTuple):
     """As it leaves; of a dropped frame, as it came."""
 
 
-class Settled(Exception):  # noqa: N818 - not an error
+class Settled(Exception):
     """The packet's fate is known."""
 
     def __init__(self, reason: Reason | None, rule: int = 0) -> None:
@@ -96,14 +96,7 @@ class Oracle:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.vips = {vip.packed for vip in world.vips}
-        self.rules: Mapping[tuple[bytes, int, int], Rule] = {
-            (rule.vip.packed, PROTOCOL_NUMBER[rule.protocol], rule.port): rule for rule in world.rules
-        }
-        self.portless = {
-            (vip, PROTOCOL_NUMBER[protocol]): rule for vip in self.vips for protocol in Protocol
-            if (rule := _portless(world, vip, protocol)) is not None
-        }
+        self.vips, self.rules, self.portless = _rulebook(world)
         self.planes: list[bytes] = [bytes(4096)] * 16
         self.open = True
         self._firsts: dict[tuple[bytes, bytes, int, int], tuple[Reason | None, int]] = {}
@@ -223,7 +216,7 @@ class Oracle:
             self._firsts[datagram] = outcome
         return outcome
 
-    def _transport(self, arrival: Arrival, packet: Packet) -> tuple[Reason, int]:
+    def _transport(self, arrival: Arrival, packet: Packet) -> tuple[Reason | None, int]:
         frame = arrival.frame
         if packet.later:
             packet.segment = Segment.ORPHAN
@@ -241,11 +234,12 @@ class Oracle:
 
     def _rule(self, arrival: Arrival, packet: Packet) -> tuple[Reason, int]:
         rule: Rule | None = None
+        vip = packet.vip.removeprefix(MAPPED)
         if packet.protocol in (TCP, UDP):
             if packet.segment is Segment.ORPHAN:
-                rule = self.portless.get((packet.vip, packet.protocol))
+                rule = self.portless.get((vip, packet.protocol))
             else:
-                rule = self.rules.get((packet.vip, packet.protocol, packet.vip_port))
+                rule = self.rules.get((vip, packet.protocol, packet.vip_port))
         if rule is not None:
             port = packet.client_port if rule.affinity is Affinity.CLIENT_IP_PORT else 0
             return self._decide(arrival, packet, self._state(rule.group, packet.client, port)), rule.index
@@ -279,11 +273,23 @@ class Oracle:
         return Reason.DROP_HELD_NEW if packet.segment is Segment.OPENING else Reason.DROP_HELD_UNKNOWN
 
 
-def _portless(world: World, vip: bytes, protocol: Protocol) -> Rule | None:
-    """The rule that a later fragment falls under without its first: the first of the VIP and protocol, if all agree."""
-    same = [rule for rule in world.rules if rule.vip.packed == vip and rule.protocol is protocol]
-    by_address = all(rule.affinity is Affinity.CLIENT_IP and rule.group == same[0].group for rule in same)
-    return same[0] if same and by_address else None
+@cache
+def _rulebook(world: World) -> tuple[set[bytes], dict[tuple[bytes, int, int], Rule], dict[tuple[bytes, int], Rule]]:
+    """The VIPs as they stand in headers; the rules by VIP, protocol and port; and by VIP and protocol alone, where that
+    is enough to steer a later fragment whose first was not seen: all rules are by address and in one group."""
+    vips = {vip.packed for vip in world.vips}
+    # ::ffff:a.b.c.d is the same VIP; no such packet is on any wire (RFC 4291, 2.5.5.2), and no stack takes one.
+    vips |= {MAPPED + vip for vip in vips if len(vip) == 4}
+    rules = {(rule.vip.packed, PROTOCOL_NUMBER[rule.protocol], rule.port): rule for rule in world.rules}
+    kinds: dict[tuple[bytes, int], list[Rule]] = {}
+    for (vip, protocol, _), rule in rules.items():
+        kinds.setdefault((vip, protocol), []).append(rule)
+    portless = {
+        kind: min(same, key=lambda rule: rule.index)
+        for kind, same in kinds.items()
+        if {(rule.affinity, rule.group) for rule in same} == {(Affinity.CLIENT_IP, same[0].group)}
+    }
+    return vips, rules, portless
 
 
 def ethertype(frame: bytes) -> tuple[int, int]:
@@ -339,7 +345,7 @@ def follow(frame: bytes, packet: Packet) -> None:
     for _ in range(EXTENSIONS):
         if following not in CHAIN or packet.later:
             break
-        if at > REACH or len(frame) < at + 8:
+        if at > REACH or len(frame) < at + (8 if following == FRAGMENT else 2):
             drop()
         kind, following = following, frame[at]
         if kind == FRAGMENT:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -20,7 +21,7 @@ NODE_MAC = bytes.fromhex("020000000011")
 VIRTUAL_MAC = bytes.fromhex("02fa12000001")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """What farm.toml decides. `rules` count from 1, as everywhere."""
 
@@ -29,6 +30,7 @@ class World:
     rules: tuple[Rule, ...]
     drop_without_rule: bool = True
 
+    @cached_property
     def table(self) -> bytes:
         """The filter's table, by the code that farmd uses."""
         facts = InterfaceFacts("eth0", IFINDEX, NODE_MAC, "veth", "veth", 1500)
@@ -43,7 +45,7 @@ class World:
 
 
 def _largest() -> World:
-    """As many VIPs and rules as there may be, in all groups. Half of the VIPs steer a protocol by port here and there."""
+    """As many VIPs and rules as there may be, in all groups. Half of the VIPs steer some protocol by port."""
     rng = random.Random(1)
     vips = tuple(
         ip_address(f"198.18.{number}.7") if number % 2 else ip_address(f"2001:db8:{number:x}::7")
