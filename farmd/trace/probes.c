@@ -156,6 +156,20 @@ static inline int is_here(u64 net)
 	return net && read_u32(net + NET_INUM) == NAMESPACE;
 }
 
+// Whether an skb is this namespace's. TCP takes the device off what it has received; then the route or the socket tells.
+static inline int skb_is_here(u64 skb)
+{
+	u64 device = read_u64(skb + SKB_DEV), net = device ? read_u64(device + DEVICE_NET) : 0;
+
+	if (!net) {
+		device = read_u64((read_u64(skb + SKB_DST) & ~1ULL) + DST_DEV);
+		net = device ? read_u64(device + DEVICE_NET) : 0;
+	}
+	if (!net)
+		net = read_u64(read_u64(skb + SKB_SK) + SOCK_NET);
+	return is_here(net);
+}
+
 // The bound on what user space gets: so many in each tenth of a second.
 static inline int allowed(u32 which, u64 limit, u64 now)
 {
@@ -259,7 +273,7 @@ RAW_TRACEPOINT_PROBE(netif_receive_skb)
 
 RAW_TRACEPOINT_PROBE(kfree_skb)
 {
-	u64 skb = ctx->args[0], device, packet;
+	u64 skb = ctx->args[0], packet;
 	struct record *r;
 	u32 zero = 0;
 	u64 *open;
@@ -278,21 +292,17 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
 		records.ringbuf_submit(r, 0);
 		return 0;
 	}
-	device = read_u64(skb + SKB_DEV);
 	if (is_veth_filter(ctx->args[1])) {
-		tell_frame(skb, device, KIND_DROPPED_FRAME);
+		tell_frame(skb, read_u64(skb + SKB_DEV), KIND_DROPPED_FRAME);
 		return 0;
 	}
-	if (!device || !is_here(read_u64(device + DEVICE_NET)))
-		return 0;
 	packet = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_NETWORK);
-	if (!ip_is_ours(packet))
+	if (!ip_is_ours(packet) || !skb_is_here(skb))
 		return 0;
 	r = begin(KIND_STACK_DROP, 1, EVENT_LIMIT);
 	if (!r)
 		return 0;
 	r->reason = ctx->args[2];
-	r->ifindex = read_u32(device + DEVICE_INDEX);
 	copy_head(r, packet, HEAD, IP);
 	records.ringbuf_submit(r, 0);
 	return 0;
@@ -346,16 +356,13 @@ RAW_TRACEPOINT_PROBE(tcp_retransmit_skb)
 // The segment that is answered with a reset, if there is one; else the connection that the kernel gives up.
 RAW_TRACEPOINT_PROBE(tcp_send_reset)
 {
-	u64 skb = ctx->args[1], packet, device;
+	u64 skb = ctx->args[1], packet;
 	struct record *r;
 
 	if (!skb)
 		return tell_socket(ctx->args[0], KIND_RESET_SENT, 0);
-	device = read_u64(skb + SKB_DEV);
-	if (!device)
-		return tell_socket(ctx->args[0], KIND_RESET_SENT, 0);
 	packet = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_NETWORK);
-	if (!is_here(read_u64(device + DEVICE_NET)) || !ip_is_ours(packet))
+	if (!ip_is_ours(packet) || !skb_is_here(skb))
 		return 0;
 	r = begin(KIND_RESET_SENT, 1, EVENT_LIMIT);
 	if (!r)

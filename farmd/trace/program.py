@@ -22,6 +22,9 @@ _WINDOWS_PER_S = 10
 _SOURCE = Path(__file__).with_name("probes.c")
 _FIELDS = {
     "SKB_DEV": ("sk_buff", "dev"),
+    "SKB_DST": ("sk_buff", "_skb_refdst"),
+    "SKB_SK": ("sk_buff", "sk"),
+    "DST_DEV": ("dst_entry", "dev"),
     "SKB_HEAD": ("sk_buff", "head"),
     "SKB_DATA": ("sk_buff", "data"),
     "SKB_LEN": ("sk_buff", "len"),
