@@ -154,11 +154,13 @@ class Daemon:
     async def _census(self, report: EngineReport) -> bool:
         found = await asyncio.to_thread(sockets.connections, self._config.vips)
         census = take_census(found, self._config.rules, report.planes, self._hash_key, bucket_of)
-        await self._engine.ask("connections", established=census.established, held=census.held)
+        # The ballot says "unless buckets have moved meanwhile".
+        ballot = str(report.view and report.view.ballot)
+        await self._engine.ask("connections", established=census.established, held=census.held, ballot=ballot)
         if any(census.forgettable):
-            # No SYN passes in a held bucket, so an empty one stays empty; the ballot says "unless it moved meanwhile".
+            # No SYN passes in a held bucket, so an empty one stays empty.
             planes = [f"{plane:x}" for plane in census.forgettable]
-            await self._engine.ask("forget-held", planes=planes, ballot=str(report.view and report.view.ballot))
+            await self._engine.ask("forget-held", planes=planes, ballot=ballot)
         return any(plane.held for plane in report.planes)
 
     async def _watch_gateway(self) -> None:

@@ -25,13 +25,14 @@ from farmd.daemon.keyfile import read_key_file
 from farmd.daemon.log import log
 from farmd.daemon.realtime import go_realtime
 from farmd.daemon.report import EngineReport, PeerReport, encode_report
+from farmd.daemon.servicewatch import ServiceWatch, service_interfaces
 from farmd.daemon.transport import Transport
 from farmd.membership.commands import Command, Halt, Happened, Send, WriteLease, WritePlanes
 from farmd.membership.core import Node
 from farmd.membership.keys import KeyRing
 from farmd.membership.requests import Drain, Leave, Ready, Request, SetWeight
 from farmd.membership.settings import Settings
-from farmd.membership.wire import Channel, Opened
+from farmd.membership.wire import Channel, DropReason, Opened
 from farmd.model import farmfile
 from farmd.model.config import FarmConfig
 from farmd.model.errors import FarmError
@@ -73,6 +74,8 @@ class Engine:
         self._alive_ns = now
         self._suspended_ns = suspended_ns()
         self._timer: asyncio.TimerHandle | None = None
+        self._service = ServiceWatch(service_interfaces(config), len(config.me.addresses), config.timing, now)
+        self._usable = True
         self._stop = asyncio.Event()
         self._warnings: tuple[str, ...] = ()
         self._server = EngineServer(config.engine_socket, self._answer, self._orphaned)
@@ -103,6 +106,10 @@ class Engine:
 
     def _wake(self) -> None:
         now = self._notice_stall()
+        usable = self._service.usable(now)
+        if usable is not self._usable:
+            self._usable = usable
+            self._execute(self._node.service(now, usable))
         self._execute(self._node.tick(now))
 
     def _readable(self, own: socket.socket) -> None:
@@ -110,6 +117,8 @@ class Engine:
         for datagram, source in self._transport.receive(own, _BATCH):
             now = boot_ns()
             opened = self._channel.open(datagram, now)
+            if isinstance(opened, Opened) or opened.reason is DropReason.DUPLICATE:
+                self._service.heard(now, self._transport.sockets.index(own))
             if isinstance(opened, Opened):
                 self._execute(self._node.receive(now, opened.sender, opened.message))
             elif opened.reply is not None:
@@ -190,18 +199,22 @@ class Engine:
                 return {"report": encode_report(self._report(now))}
             case "request":
                 self._execute(self._node.request(now, _request(arguments)))
-            case "forget-held" if arguments["ballot"] == str(self._node.status(now).view.ballot):
+            case "connections" if self._is_current(arguments):
+                self._node.report_connections(arguments["established"], arguments["held"])
+            case "forget-held" if self._is_current(arguments):
                 for group, plane in enumerate(arguments["planes"]):
                     self._execute(self._node.forget_held(now, group, int(plane, 16)))
-            case "forget-held":
+            case "connections" | "forget-held":
                 pass  # Buckets have moved since the daemon looked; it looks again.
-            case "connections":
-                self._node.report_connections(arguments["established"], arguments["held"])
             case "gateway":
                 self._execute(self._node.gateway(now, arguments["reachable"]))
             case _:
                 raise FarmError("the membership engine", f"it does not know {what!r}", "Restart farmd on this node")
         return {}
+
+    def _is_current(self, arguments: dict[str, Any]) -> bool:
+        """Whether the daemon looked at its sockets under the view of now."""
+        return bool(arguments["ballot"] == str(self._node.status(boot_ns()).view.ballot))
 
     def _report(self, now: int) -> EngineReport:
         status = self._node.status(now)

@@ -173,6 +173,12 @@ def _problems(
                 next_step="See whether its farmd runs and whether UDP "
                 f"port {config.port} passes between the nodes in both directions",
             )
+        if member["state"] == MemberState.UNFIT:
+            yield ProblemData(
+                severity="error",
+                text=f"clients cannot reach {member['name']}: its service network is down",
+                next_step="Look at its cable, switch port and interface; its other heartbeat network still works",
+            )
     for warning in report.warnings:
         yield ProblemData(
             severity="warning", text=warning, next_step="A late engine only darkens its own node, but it does"

@@ -174,7 +174,7 @@ class Asker:
         leader = next((node for node, peer in state.peers.items() if peer.leads and state.alive(now_ns, node)), None)
         if wanted.attempts >= 2 or leader is None:
             state.out.append(Send(None, wanted.ask))
-        elif not (state.leads(now_ns) and state.me < leader):
+        elif not (state.proposes(now_ns) and state.me < leader):
             state.out.append(Send(leader, wanted.ask))
 
     def next_ns(self) -> int:

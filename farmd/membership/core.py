@@ -182,12 +182,20 @@ class Node:
     def report_connections(self, established: int, held: int) -> None:
         """Counts for everybody's status; they ride on the next heartbeat."""
         self._state.established, self._state.held = established, held
+        self._state.counted = True
 
     def gateway(self, now_ns: int, reachable: bool) -> list[Command]:
         """Whether the gateway answers on the path that clients use; counts only in profile `available`."""
         if reachable and not self._state.gateway:
             self._state.gateway_since_ns = now_ns
         self._state.gateway = reachable
+        return self.tick(now_ns)
+
+    def service(self, now_ns: int, usable: bool) -> list[Command]:
+        """Whether clients can reach this node; peers may hear it by another network all the same."""
+        if self._state.unfit != (not usable):
+            self._state.unfit = not usable
+            beat(self._state, now_ns)
         return self.tick(now_ns)
 
     def stalled(self, now_ns: int, for_ns: int) -> list[Command]:
@@ -232,6 +240,9 @@ class Node:
                 echo(state, now_ns, peer.id, mine.seq, heartbeat.clear)
             if same and state.voting:
                 self._support(now_ns, peer, heartbeat)
+            if heartbeat.unfit:
+                peer.steady_ns = now_ns  # Its hold-down begins when clients can reach it again.
+                self._election.step(now_ns)
         if same and not state.clear:
             check_clear(state, now_ns)
         idle = same and heartbeat.started and not heartbeat.leased

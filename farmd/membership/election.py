@@ -59,6 +59,9 @@ class Election:
             self._drive(now_ns)
             if self.stage is Stage.PROPOSING:
                 return
+        if state.waits_outside(now_ns):
+            self.stage, self._needed_ns = Stage.IDLE, NEVER_NS
+            return
         wishes = self._inbox.wishes(state, now_ns)
         if not self._needed(now_ns, wishes):
             self.stage, self._needed_ns = Stage.IDLE, NEVER_NS

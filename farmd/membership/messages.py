@@ -61,6 +61,10 @@ class Heartbeat:
     alone: bool
     """It serves without its peer's consent (profile `available`)."""
     leaving: bool
+    unfit: bool
+    """Clients cannot reach it: its service network is down."""
+    counted: bool
+    """The next two were counted under this view: before that, a zero says nothing about a drain."""
     established: int
     held: int
     heard: tuple[Heard, ...]
@@ -143,7 +147,7 @@ Message = Heartbeat | PreVote | PreVoteReply | Fetch | Propose | Promise | Start
 # ---- codec ---------------------------------------------------------------------------------------
 
 _BALLOT = struct.Struct(">IBQ")
-_HEARTBEAT = struct.Struct(">QIBIIB")
+_HEARTBEAT = struct.Struct(">QIHIIB")
 _HEARD = struct.Struct(">BII?")
 _REMAINING = struct.Struct(">BI")
 _REQUEST_ID = struct.Struct(">BQI")
@@ -154,7 +158,7 @@ _BOOT = struct.Struct(">Q")
 _NO_GROUP = 255
 _BOOLS = b"\x00\x01"
 _MAX_REQUESTS = 64
-_FLAGS = ("started", "clear", "leads", "leased", "holding", "alone", "leaving")
+_FLAGS = ("started", "clear", "leads", "leased", "holding", "alone", "leaving", "unfit", "counted")
 _REQUEST_KINDS: tuple[type[Request], ...] = (Drain, Ready, SetWeight, Leave)
 
 T = TypeVar("T")
@@ -269,10 +273,8 @@ def _read_heartbeat(reader: _Reader) -> Heartbeat:
     if max(nodes, default=0) >= MAX_NODES or flags_of.strip(_BOOLS):
         raise WireError("a heartbeat that hears strangers")
     heard = tuple(map(Heard._make, _HEARD.iter_unpack(entries)))
-    started, clear, leads, leased, holding, alone, leaving = (bool(flags >> bit & 1) for bit in range(len(_FLAGS)))
-    return Heartbeat(
-        BootId(boot), seq, ballot, started, clear, leads, leased, holding, alone, leaving, established, held, heard
-    )
+    flagged = {name: bool(flags >> bit & 1) for bit, name in enumerate(_FLAGS)}
+    return Heartbeat(BootId(boot), seq, ballot, **flagged, established=established, held=held, heard=heard)
 
 
 def _prevote_reply(message: PreVoteReply) -> bytes:

@@ -39,7 +39,9 @@ def _gone(state: State, now_ns: int, node: NodeId) -> None:
         peer.failed = True
         if peer.heard_ns != NEVER_NS:
             state.failed_heard_ns = min(peer.heard_ns, state.failed_heard_ns or peer.heard_ns)
-    state.tell(EventType.MEMBER_FAILED, f"{state.name(node)} failed", member=node, epoch=state.view.epoch)
+    unfit = state.unfit if peer is None else peer.last is not None and peer.last.unfit
+    text = f"clients cannot reach {state.name(node)}" if unfit else f"{state.name(node)} failed"
+    state.tell(EventType.MEMBER_FAILED, text, member=node, epoch=state.view.epoch)
 
 
 def tell_failover(state: State, now_ns: int) -> None:

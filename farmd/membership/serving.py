@@ -28,11 +28,13 @@ def beat(state: State, now_ns: int, to: NodeId | None = None) -> None:
         ballot=ballot,
         started=state.started,
         clear=state.clear,
-        leads=state.leads(now_ns),
+        leads=state.proposes(now_ns),
         leased=state.opened and state.lease.deadline_ns > now_ns,
         holding=state.holding,
         alone=state.alone,
         leaving=state.leaving,
+        unfit=state.unfit,
+        counted=state.counted,
         established=state.established,
         held=state.held,
         heard=tuple(one for one in heard if one is not None),
@@ -71,7 +73,7 @@ def adopt(state: State, now_ns: int, proposal: Propose) -> None:
         end_alone(state)
     state.view, state.answered, state.shares = view, proposal.answered, shares
     state.adopted_ns = now_ns
-    state.started = state.opened = state.clear = False
+    state.started = state.opened = state.clear = state.counted = False
     state.start = None
     state.contested = (0,) * len(shares)
     state.reserved = max(state.reserved, view.ballot)

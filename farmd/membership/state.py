@@ -74,12 +74,16 @@ class State:
     fresh: bool = False
     """Another live node may have connections of buckets that are ours now."""
     held_since_ns: int = NEVER_NS
+    counted: bool = False
+    """The next two were counted under the adopted view."""
     established: int = 0
     held: int = 0
 
-    # Leaving, and serving alone.
+    # Leaving, being of no use to clients, and serving alone.
     leaving: bool = False
     halted: bool = False
+    unfit: bool = False
+    """Clients cannot reach this node, though peers can: its service network is down."""
     alone: bool = False
     gateway: bool = False
     gateway_since_ns: int = NEVER_NS
@@ -129,6 +133,28 @@ class State:
     def alone_blocks(self, now_ns: int) -> bool:
         """It serves alone and its peer is not back."""
         return self.alone and not any(self.alive(now_ns, node) for node in self.peers)
+
+    def waits_outside(self, now_ns: int) -> bool:
+        """The farm is served and led without this node, which then does not let itself in before its hold-down."""
+        if not self.is_node or self.leaving or self.lease.deadline_ns > now_ns:
+            return False
+        return any(
+            peer.last is not None
+            and peer.last.leased
+            and (peer.last.leads or peer.last.alone)
+            and (not self.serves or peer.ballot > self.view.ballot)
+            and self.alive(now_ns, node)
+            for node, peer in self.peers.items()
+        )
+
+    def proposes(self, now_ns: int) -> bool:
+        """This voter may change the view."""
+        return self.leads(now_ns) and not self.waits_outside(now_ns)
+
+    def unfit_nodes(self, now_ns: int) -> frozenset[NodeId]:
+        """Nodes that say that clients cannot reach them."""
+        peers = (node for node, peer in self.peers.items() if peer.last is not None and peer.last.unfit)
+        return frozenset((*peers, self.me) if self.unfit else peers)
 
     def know(self, ballot: Ballot) -> None:
         """Remember the highest ballot counter seen anywhere, so that the next one is above it."""

@@ -84,12 +84,15 @@ def _member_state(state: State, now_ns: int, node: NodeId) -> MemberState:
         return MemberState.FAILED if failed else MemberState.UNSEEN
     if node in state.settings.witnesses:
         return MemberState.UP
+    if state.unfit if peer is None else peer.last is not None and peer.last.unfit:
+        return MemberState.UNFIT
     if node not in state.view.members or not state.started:
         return MemberState.JOINING
     if node not in state.view.drained:
         return MemberState.UP
-    established = state.established if peer is None else peer.last.established if peer.last else 0
-    return MemberState.DRAINING if established else MemberState.DRAINED
+    said = state if peer is None else peer.last
+    drained = said is not None and said.counted and not said.established
+    return MemberState.DRAINED if drained else MemberState.DRAINING
 
 
 def _present(state: State, now_ns: int, peer: Peer) -> bool:

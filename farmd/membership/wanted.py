@@ -51,13 +51,19 @@ def wanted(state: State, now_ns: int, wishes: Wishes, poll: Poll | None) -> Want
     if poll is not None:
         voted, not_before_ns = _gone(state, now_ns, members - left, poll)
         gone |= voted
-    stay = members - gone - wishes.leaving
+    stay = _fit(state, now_ns, members - gone - wishes.leaving)
     calm = not any(_quiet(state, now_ns, node) for node in stay)
     forced = bool(gone) or not state.started
     joiners = _joiners(state, now_ns, stay) - wishes.leaving if calm or forced or not stay else frozenset()
     if not calm and not forced:
         return Wanted(members, _unchanged(state), not_before_ns)
     return Wanted(stay | joiners, wishes, not_before_ns)
+
+
+def _fit(state: State, now_ns: int, members: frozenset[NodeId]) -> frozenset[NodeId]:
+    """Without those that clients cannot reach; if they can reach nobody, leaving anybody out would gain nothing."""
+    unfit = state.unfit_nodes(now_ns)
+    return members - unfit or members if unfit else members
 
 
 def _unchanged(state: State) -> Wishes:
@@ -151,13 +157,17 @@ def _joiners(state: State, now_ns: int, stay: frozenset[NodeId]) -> frozenset[No
     ripe = set()
     for node in outside:
         if node == state.me:
-            if not state.leaving:
+            if not state.leaving and not (serving and state.unfit):
                 ripe.add(node)
             continue
         peer = state.peers[node]
         if peer.last is None or peer.left or peer.last.leaving or not state.alive(now_ns, node):
             continue
-        if not serving or now_ns - peer.steady_ns >= state.hold_down.needed_ns(now_ns, node):
+        if serving and peer.last.unfit:
+            continue
+        # Two that serve alone serve everything twice: the sooner they share, the better.
+        both_alone = state.alone and peer.last.alone
+        if not serving or both_alone or now_ns - peer.steady_ns >= state.hold_down.needed_ns(now_ns, node):
             ripe.add(node)
     if not serving and not _all_there(state, now_ns, ripe):
         return frozenset()

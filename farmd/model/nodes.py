@@ -37,6 +37,8 @@ class MemberState(StrEnum):
     """Heard, not in the view yet (hold-down, or no quorum)."""
     LEFT = "left"
     """Said goodbye."""
+    UNFIT = "unfit"
+    """Heard, but clients cannot reach it: its service network is down."""
     FAILED = "failed"
     """Was in the view and went silent."""
     UNSEEN = "unseen"

@@ -92,11 +92,12 @@ class Storm:
             world.boot(name)
 
     def undo_requests(self) -> None:
-        """Take every node back from draining and give it its weight."""
+        """Take every node back from draining, give it its weight, and let clients reach it."""
         world = self._world
         for name in sorted(world.nodes):
             world.request(name, Ready(name))
             world.request(name, SetWeight(name, 100, None))
+            world.service(name, True)
 
     def _fault(self) -> None:
         rng = self._random
@@ -111,6 +112,7 @@ class Storm:
             self._power: 6,
             self._ask: 10,
             self._leave: 2,
+            self._service: 4,
             self._last_supporter: 4,
             self._miss_a_view: 4,
             self._kill_a_proposer: 4,
@@ -134,6 +136,9 @@ class Storm:
 
     def _heal(self) -> None:
         self._world.network.cut.clear()
+
+    def _service(self) -> None:
+        self._world.service(self._one(), self._random.random() < 0.5)
 
     def _stall(self) -> None:
         self._world.stall(self._one(), self._random.choice((100, 300, 600, 1200, 3000)) * MS)
@@ -235,6 +240,7 @@ def _ride(world: World, outcome: Outcome) -> None:
 def _heal(world: World, storm: Storm, outcome: Outcome) -> None:
     began_ns = world.now_ns
     asked_ns = began_ns
+    storm.undo_requests()
     while world.now_ns < began_ns + HEAL_NS:
         world.run(world.now_ns + SAMPLE_NS)
         for name in sorted(world.everyone):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from farmd.membership.commands import EventType
 from farmd.model.buckets import ALL_BUCKETS
 from farmd.model.config import Profile
@@ -75,8 +77,8 @@ def test_both_serve_everything_when_only_their_link_is_cut_and_heal_when_it_is_b
         assert status(world, name).planes[0].own == ALL_BUCKETS
         assert not status(world, name).exclusive
     world.network.cut.clear()
-    wait(world, 4 * SECOND)
-    assert world.whole()
+    wait(world, 400 * MS)
+    assert world.whole(), "two that serve alone share at once, without a hold-down"
     for name in (0, 1):
         assert status(world, name).exclusive
         assert status(world, name).planes[0].own.bit_count() == 2048
@@ -106,6 +108,24 @@ def test_the_peer_comes_back_after_a_power_loss() -> None:
     assert world.whole()
     assert status(world, 0).exclusive
     assert status(world, 1).exclusive
+
+
+@pytest.mark.parametrize("cut_off", [0, 1])
+def test_the_survivor_keeps_serving_when_its_peer_comes_back(cut_off: int) -> None:
+    """Its clients must not pay for the peer's return: it lets the peer in, and is not thrown out by it."""
+    world = two_nodes()
+    survivor = NodeId(1 - cut_off)
+    world.gateway(NodeId(cut_off), False)
+    world.network.cut |= BOTH_WAYS
+    wait(world, 3 * SECOND)
+    assert status(world, survivor).planes[0].own == ALL_BUCKETS
+    world.network.cut.clear()
+    world.gateway(NodeId(cut_off), True)
+    while not world.whole():
+        wait(world, 10 * MS)
+        planes = status(world, survivor).planes[0]
+        assert planes.claims == ALL_BUCKETS, "the survivor never closes what it had"
+    assert EventType.MEMBER_FAILED not in told(world, cut_off)
 
 
 def test_a_single_node_starts_alone() -> None:

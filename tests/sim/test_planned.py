@@ -31,8 +31,12 @@ def test_drain_moves_every_bucket_of_a_node_within_a_few_messages(asked: int) ->
 def test_a_drained_node_holds_its_connections_until_the_daemon_forgets_them() -> None:
     world = formed(Farm(3))
     before = status(world, 1).planes[0].own
-    world.hosts[N1].node.report_connections(7, 7)  # type: ignore[union-attr]
     world.request(N0, Drain(N1))
+    wait(world, SECOND)
+    assert {peer.node: peer.state for peer in status(world, 0).peers}[N1] is MemberState.DRAINING, (
+        "the sockets were last counted before the drain: zero says nothing yet"
+    )
+    world.hosts[N1].node.report_connections(7, 7)  # type: ignore[union-attr]
     wait(world, SECOND)
     assert status(world, 1).planes[0].held == before
     assert status(world, 0).planes[0].fresh | status(world, 2).planes[0].fresh == before
@@ -127,14 +131,16 @@ def test_a_witness_votes_and_serves_nothing() -> None:
     assert status(world, 1).planes[0].own.bit_count() == BUCKETS
 
 
-def test_a_failed_node_comes_back_after_its_hold_down_and_later_each_time() -> None:
+@pytest.mark.parametrize("name", [0, 2])
+def test_a_failed_node_comes_back_after_its_hold_down_and_later_each_time(name: int) -> None:
+    """Also the lowest voter, which would propose if it were in: it does not let itself in."""
     world = formed(Farm(3))
     absences = []
     for _ in range(3):
-        world.power_off(N2)
+        world.power_off(NodeId(name))
         wait(world, 2 * SECOND)
-        assert status(world, 0).view.members == {N0, N1}
-        world.boot(N2)
+        assert status(world, 1).view.members == {N0, N1, N2} - {NodeId(name)}
+        world.boot(NodeId(name))
         began_ns = world.now_ns
         while not world.whole():
             wait(world, 20 * MS)
@@ -154,6 +160,41 @@ def test_a_short_engine_restart_costs_no_view() -> None:
     wait(world, 2 * SECOND)
     assert world.whole()
     assert status(world, 0).view.epoch == epoch
+
+
+def test_a_node_that_was_frozen_waits_for_its_hold_down_too() -> None:
+    world = formed(Farm(3))
+    world.stall(N0, 2 * SECOND)
+    wait(world, 2 * SECOND)
+    began_ns = world.now_ns
+    while not world.whole():
+        wait(world, 20 * MS)
+    assert world.now_ns - began_ns >= world.farm.timing.hold_down_ns
+
+
+@pytest.mark.parametrize("name", [0, 2])
+def test_a_node_that_clients_cannot_reach_hands_over_at_once_and_waits_to_come_back(name: int) -> None:
+    world = formed(Farm(3))
+    world.service(NodeId(name), False)
+    assert darkest_gap_ns(world, SECOND) <= 5 * MS
+    assert status(world, 1).view.members == world.nodes - {NodeId(name)}
+    assert {peer.node: peer.state for peer in status(world, 1).peers}[NodeId(name)] is MemberState.UNFIT
+    wait(world, 5 * SECOND)
+    began_ns = world.now_ns
+    world.service(NodeId(name), True)
+    while not world.whole():
+        wait(world, 20 * MS)
+    assert world.now_ns - began_ns >= world.farm.timing.hold_down_ns
+
+
+def test_a_farm_that_clients_cannot_reach_at_all_stays_as_it_is() -> None:
+    world = formed(Farm(3))
+    for name in sorted(world.nodes):
+        world.service(name, False)
+    wait(world, 2 * SECOND)
+    world.service(N1, True)
+    wait(world, SECOND)
+    assert status(world, 0).view.members == {N1}, "now one is better than the others"
 
 
 def test_a_slow_node_stays_in_the_view() -> None:

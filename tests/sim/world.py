@@ -157,14 +157,27 @@ class World:
         self.at(host.stalled_until_ns, self._resume, host, host.node)
 
     def request(self, name: NodeId, request: Request) -> None:
-        host = self.hosts[name]
-        if host.node is not None and host.stalled_until_ns <= self.now_ns:
-            self._execute(host, host.node.request(host.clock.local(self.now_ns), request))
+        """Somebody asks a node for a change."""
+        if (node := self._running(name)) is not None:
+            self._execute(self.hosts[name], node.request(self._local(name), request))
 
     def gateway(self, name: NodeId, reachable: bool) -> None:
+        """Whether a node reaches the gateway."""
+        if (node := self._running(name)) is not None:
+            self._execute(self.hosts[name], node.gateway(self._local(name), reachable))
+
+    def service(self, name: NodeId, usable: bool) -> None:
+        """Whether clients can reach a node; its peers still hear it."""
+        if (node := self._running(name)) is not None:
+            self._execute(self.hosts[name], node.service(self._local(name), usable))
+
+    def _running(self, name: NodeId) -> Node | None:
+        """A node that is up and does not stall: a stalled one must not be made to act."""
         host = self.hosts[name]
-        if host.node is not None:
-            self._execute(host, host.node.gateway(host.clock.local(self.now_ns), reachable))
+        return None if host.stalled_until_ns > self.now_ns else host.node
+
+    def _local(self, name: NodeId) -> int:
+        return self.hosts[name].clock.local(self.now_ns)
 
     def _resume(self, host: Host, node: Node) -> None:
         if host.node is not node or host.stalled_until_ns > self.now_ns:

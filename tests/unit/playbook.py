@@ -83,7 +83,9 @@ class Playbook:
         self.seqs[sender] += 1
         seq = facts.pop("echo", None)
         mine = Heard(self.me, boot_tag(BOOTS[self.me]), seq if isinstance(seq, int) else 0, seq is not None)
-        flags = dict.fromkeys(("started", "clear", "leads", "leased", "holding", "alone", "leaving"), False)
+        flags = dict.fromkeys(
+            ("started", "clear", "leads", "leased", "holding", "alone", "leaving", "unfit", "counted"), False
+        )
         message = Heartbeat(
             BOOTS[sender], self.seqs[sender], under, **flags, established=0, held=0, heard=(mine,) if hears_me else ()
         )

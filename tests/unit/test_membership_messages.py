@@ -39,7 +39,7 @@ ballots = st.builds(Ballot, u32, nodes, boots)
 flags = st.booleans()
 heard = st.lists(st.builds(Heard, nodes, u32, u32, flags), max_size=63).map(tuple)
 heartbeats = st.builds(
-    Heartbeat, boots, u32, ballots, flags, flags, flags, flags, flags, flags, flags, u32, u32, heard
+    Heartbeat, boots, u32, ballots, flags, flags, flags, flags, flags, flags, flags, flags, flags, u32, u32, heard
 )  # fmt: skip
 remaining = st.lists(st.tuples(nodes, u32), max_size=64).map(tuple)
 replies = st.builds(PreVoteReply, ballots, flags, ballots, ballots, remaining)
@@ -111,7 +111,7 @@ def _decode_or_refuse(data: bytes) -> None:
 def test_a_heartbeat_of_64_nodes_fits_into_one_frame() -> None:
     entries = tuple(Heard(NodeId(node), 2**32 - 1, 2**32 - 1, True) for node in range(63))
     ballot = Ballot(2**32 - 1, NodeId(63), BootId(2**64 - 1))
-    message = Heartbeat(BootId(1), 1, ballot, True, True, True, True, True, True, True, 1, 1, entries)
+    message = Heartbeat(BootId(1), 1, ballot, True, True, True, True, True, True, True, True, True, 1, 1, entries)
     assert len(encode(message)) < 1400 - 44
 
 
