@@ -19,7 +19,7 @@ from typing import Any
 from farmd.daemon.enginelink import EngineLink
 from farmd.daemon.report import EngineReport
 from farmd.model.config import FarmConfig
-from farmd.model.errors import FarmError, PeerError
+from farmd.model.errors import DaemonUnreachable, FarmError, PeerError
 
 _CONNECT_TIMEOUT_S = 10.0
 _CONNECT_INTERVAL_S = 0.02
@@ -84,19 +84,18 @@ class EngineSupervisor:
         Raises:
             DaemonUnreachable: none runs now.
         """
-        if self._link is None:
-            raise PeerError(
-                "the membership engine", "it is not running yet", "Look again in a second; else see the log"
-            )
-        return await self._link.ask(what, **arguments)
+        return await self._running().ask(what, **arguments)
 
     async def report(self) -> EngineReport:
         """The engine's snapshot of itself."""
+        return await self._running().report()
+
+    def _running(self) -> EngineLink:
         if self._link is None:
-            raise PeerError(
+            raise DaemonUnreachable(
                 "the membership engine", "it is not running yet", "Look again in a second; else see the log"
             )
-        return await self._link.report()
+        return self._link
 
     async def _connect_or_start(self) -> EngineLink:
         link = await EngineLink.connect(self._config.engine_socket)
