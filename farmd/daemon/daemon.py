@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farmd.daemon import api, httpd
 from farmd.daemon.backend import DaemonBackend
@@ -29,6 +29,9 @@ from farmd.model.errors import ConfigError, FarmError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
 from farmd.net import gateway, sockets
+
+if TYPE_CHECKING:
+    from farmd.metrics.server import MetricsServer
 
 _CENSUS_S = 1.0
 _CENSUS_HOLDING_S = 0.25
@@ -76,6 +79,7 @@ class Daemon:
             maps_are_new=filter_ is not None and filter_.fresh_maps,
         )
         backend = DaemonBackend(config, ring.hash_key, self._engine, filter_, self._events, self._problems, self.reload)
+        self._backend = backend
         self._app = api.build(backend)
         for one in () if filter_ is None else filter_.attachments:
             how = "reattached" if one.reattached else "attached"
@@ -117,7 +121,10 @@ class Daemon:
             others.append(asyncio.create_task(self._count_sockets(), name="socket census"))
         if self._config.profile is Profile.AVAILABLE:
             others.append(asyncio.create_task(self._watch_gateway(), name="gateway watch"))
+        metrics = self._serve_metrics()
         done, _ = await asyncio.wait([served, engine, *others], return_when=asyncio.FIRST_COMPLETED)
+        if metrics is not None:
+            metrics.stop()
         if engine in done and self._engine.leaving:
             self._ending = Ending.LEFT
         self._stop.set()
@@ -130,6 +137,19 @@ class Daemon:
             if isinstance(error, Exception):
                 raise error
         return self._ending
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        """Answer Prometheus if farm.toml says so; an address that cannot be had is no reason not to serve clients."""
+        if self._config.metrics is None:
+            return None
+        from farmd.metrics.serve import serve  # Only those who want metrics pay for them.
+
+        try:
+            return serve(self._backend, self._config)
+        except FarmError as error:
+            self._tell("metrics.failed", str(error))
+            self._problems.append(ProblemData(severity="warning", text=str(error), next_step=error.next_step))
+            return None
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["type"] == "view.started":

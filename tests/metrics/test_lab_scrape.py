@@ -20,6 +20,7 @@ from farmd.lab.plan import PORT_BY_ADDRESS, VIP, LabPlan
 from farmd.metrics.catalogue import CATALOGUE, Kind
 from farmd.metrics.totals import PHASES
 from farmd.model.buckets import BUCKETS
+from farmd.model.config import METRICS_PORT
 from tests.metrics.running import FILES, Prometheus, exporter, prometheus, promtool, scrape, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
@@ -116,6 +117,12 @@ def test_numbers_are_those_of_the_farm(watched: Watched) -> None:
     assert server.value('max(farm_membership_changes_total{reason="ready"})') == 1
 
 
+def _switch_on_metrics(lab: Lab, node: str) -> None:
+    path = lab.plan.home(lab.plan.host(node)) / "farm.toml"
+    if "[metrics]" not in path.read_text():
+        path.write_text(f"{path.read_text()}\n[metrics]\n")
+
+
 def _running(lab: Lab, node: str) -> set[Part]:
     return {process.part for host in lab.status().hosts if host.host.name == node for process in host.processes}
 
@@ -128,8 +135,12 @@ def test_a_daemon_that_restarts_takes_its_counters_along(watched: Watched) -> No
     wait("its absence is noticed", lambda: watched.prometheus.value('farm_up{node="node2"}') == 0)
     assert watched.prometheus.value('farm_collector_success{node="node2",collector="status"}') == 0
     wait("it has ended", lambda: Part.DAEMON not in _running(watched.farm.lab, "node2"))
+    _switch_on_metrics(watched.farm.lab, "node2")
     watched.farm.lab.start("node2")
     wait("it is back", lambda: watched.prometheus.value('farm_up{node="node2"}') == 1)
+    own = watched.farm.lab.exec("node2", ["curl", "-sS", f"http://127.0.0.1:{METRICS_PORT}/metrics"])
+    assert promtool("check", "metrics", stdin=own.stdout.encode()) == ""
+    assert re.search(r'^farm_up\{.*node="node2".*\} 1.0$', own.stdout, re.MULTILINE), own
     after = watched.prometheus.value(packets)
     assert before is not None
     assert after is not None
