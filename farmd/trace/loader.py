@@ -25,6 +25,8 @@ DISTRIBUTION = Path("/usr/lib/python3/dist-packages")
 MODULES = Path("/lib/modules")
 SOURCES = Path("/usr/src")
 KHEADERS = Path("/sys/kernel/kheaders.tar.xz")
+_DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
+"""Debian's names of machines."""
 _SOURCE_VARIABLE = "BCC_KERNEL_SOURCE"
 
 
@@ -82,7 +84,8 @@ def kernel_headers(
     pair = _newest_pair(sources)
     if pair is None:
         cause = f"there are none for {release}, and bcc cannot compile without"
-        raise FarmError("kernel headers", cause, "Install them: `apt-get install linux-headers-amd64`")
+        debian = _DEBIAN.get(platform.machine(), platform.machine())
+        raise FarmError("kernel headers", cause, f"Install them: `apt-get install linux-headers-{debian}`")
     with TemporaryDirectory(prefix="farmd-headers-") as tree:
         merge(Path(tree), pair)
         os.environ[_SOURCE_VARIABLE] = tree

@@ -4,7 +4,12 @@
 // Kernel memory is read by explicit calls only, so that no header's idea of a struct matters.
 #include <uapi/linux/bpf.h>
 
-enum form { NONE, ETHERNET, IP, TUPLE };
+enum form {
+	NONE,
+	ETHERNET,
+	IP,
+	TUPLE
+};
 
 struct address {
 	u64 words[2];
@@ -156,7 +161,8 @@ static inline int is_here(u64 net)
 	return net && read_u32(net + NET_INUM) == NAMESPACE;
 }
 
-// Whether an skb is this namespace's. TCP takes the device off what it has received; then the route or the socket tells.
+// Whether an skb is this namespace's. TCP takes the device off what it has received; then the route or the socket
+// tells.
 static inline int skb_is_here(u64 skb)
 {
 	u64 device = read_u64(skb + SKB_DEV), net = device ? read_u64(device + DEVICE_NET) : 0;

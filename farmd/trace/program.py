@@ -19,6 +19,8 @@ HEAD_BYTES = 160
 """Of each frame: enough for two tags, IPv6 with extension headers, and TCP with options."""
 _RING_PAGES = 64
 _WINDOWS_PER_S = 10
+_LEAST_BURST = 20
+"""In one window: a whole short connection, even at a low rate."""
 _SOURCE = Path(__file__).with_name("probes.c")
 _FIELDS = {
     "SKB_DEV": ("sk_buff", "dev"),
@@ -93,8 +95,8 @@ def source(types: Types, symbols: Sequence[str], scope: Scope) -> str:
         "CLIENT_MASK_1": f"{mask[1]}ULL",
         "CLIENT_0": f"{value[0]}ULL",
         "CLIENT_1": f"{value[1]}ULL",
-        "FRAME_LIMIT": max(1, scope.frames_per_s // _WINDOWS_PER_S),
-        "EVENT_LIMIT": max(1, scope.events_per_s // _WINDOWS_PER_S),
+        "FRAME_LIMIT": max(_LEAST_BURST, scope.frames_per_s // _WINDOWS_PER_S),
+        "EVENT_LIMIT": max(_LEAST_BURST, scope.events_per_s // _WINDOWS_PER_S),
         "GENERIC_CODE": _within(generic),
         "VETH_CODE": _within(code_of(_VETH, symbols)),
     }

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from farmd.cli.doctor import render
+from farmd.cli.output import Style
 from farmd.doctor import farm, host, link
 from farmd.doctor.facts import (
     HostFacts,
@@ -23,7 +25,7 @@ from farmd.doctor.facts import (
     VipFacts,
     XdpProgram,
 )
-from farmd.doctor.finding import Finding, Level, of_error, worst
+from farmd.doctor.finding import Finding, Level, fail, of_error, ok, worst
 from farmd.model.config import AttachMode
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
@@ -285,6 +287,17 @@ PEER = ip_address("192.0.2.2")
 )
 def test_peer(state: str | None, silent: Any, unasked: Any, level: Level, text: str) -> None:
     assert_finding(farm.peer(PeerFacts("node2", state, silent, unasked)), level, text)
+
+
+def test_the_text_for_people() -> None:
+    text = render([ok("kernel", "Linux 6.1"), fail("port", "it is taken", "Free it")], Style())
+
+    assert text.splitlines() == [
+        "OK    kernel  Linux 6.1",
+        "FAIL  port    it is taken",
+        "              -> Free it",
+        "1 ok, 1 fail",
+    ]
 
 
 def test_a_check_that_cannot_be_made_is_a_finding() -> None:
