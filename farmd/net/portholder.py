@@ -29,7 +29,7 @@ class Holder:
 
 def find(address: Address, port: int) -> Holder | None:
     """Who has `port` on `address` or on all addresses; None if nobody, or we may not see who."""
-    table = _PROC / "self" / "net" / ("udp" if address.version == 4 else "udp6")
+    table = _PROC / "thread-self" / "net" / ("udp" if address.version == 4 else "udp6")
     try:
         inodes = sockets(table.read_text().splitlines(), address, port)
     except OSError:

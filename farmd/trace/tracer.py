@@ -80,7 +80,7 @@ def _compile(types: btf.Types, wishes: Wishes, vips: tuple[Address, ...]) -> tup
     """bcc's object with the probes attached, and which headers it took."""
     bcc = loader.load_bcc()
     scope = program.Scope(
-        namespace=os.stat("/proc/self/ns/net").st_ino,
+        namespace=os.stat("/proc/thread-self/ns/net").st_ino,
         vips=vips,
         client=wishes.client,
         frames_per_s=wishes.rate * _OVERSAMPLING,
