@@ -74,7 +74,7 @@ class Engine:
         self._alive_ns = now
         self._suspended_ns = suspended_ns()
         self._timer: asyncio.TimerHandle | None = None
-        self._service = ServiceWatch(service_interfaces(config), len(config.me.addresses), config.timing, now)
+        self._service = ServiceWatch(service_interfaces(config), transport.sockets, config.timing, now)
         self._usable = True
         self._stop = asyncio.Event()
         self._warnings: tuple[str, ...] = ()

@@ -31,12 +31,15 @@ def service_interfaces(config: FarmConfig) -> tuple[str, ...]:
 class ServiceWatch:
     """Watches carrier and heartbeats of the service network. Times are CLOCK_BOOTTIME nanoseconds."""
 
-    def __init__(self, names: tuple[str, ...], networks: int, timing: Timing, now_ns: int) -> None:
+    def __init__(
+        self, names: tuple[str, ...], networks: tuple[socket.socket, ...], timing: Timing, now_ns: int
+    ) -> None:
+        """`networks` are the engine's sockets, service network first; any of them may ask the kernel for flags."""
         self._names = names
-        self._heard_ns = [now_ns] * networks
+        self._heard_ns = [now_ns] * len(networks)
         self._silence_ns = timing.lease_ns // 2
         self._lively_ns = 2 * timing.heartbeat_ns
-        self._ask = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._ask = networks[0]
 
     def heard(self, now_ns: int, network: int) -> None:
         """A peer's datagram came by this network; also a copy, which is not worth decrypting: no safety rests on it."""

@@ -33,6 +33,19 @@ def test_the_loss_of_the_second_network_is_noticed_by_nobody(make_farm: MakeFarm
         assert since.whole, since
 
 
+def test_a_node_that_lost_its_service_network_hands_over(make_farm: MakeFarm) -> None:
+    """Its heartbeats go on by the second network, but no client reaches it."""
+    farm = make_farm(networks=2)
+    with traffic(farm) as running:
+        before, fault = running.tally(), time.time_ns()
+        farm.lab.link_down("node3")
+        running.wait_recovered("node3", fault)
+        assert farm.lab.api("node1").status().data["members"][2]["state"] == "unfit"
+        assert running.tally().since(before).lost_except("node3") == 0
+        farm.lab.link_up("node3")
+        farm.wait_serving(NODES, seconds=60)
+
+
 def test_two_nodes_and_a_witness_survive_a_node(make_farm: MakeFarm) -> None:
     farm = make_farm(nodes=2, witness=True)
     roles = {one["name"]: one["role"] for one in farm.status("node1")["members"]}
