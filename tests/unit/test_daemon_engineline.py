@@ -93,6 +93,7 @@ def test_a_daemon_that_comes_back_in_time_stops_the_clock(tmp_path: Path, monkey
             assert link is not None
         await asyncio.sleep(0.5)
         assert not orphaned.is_set()
+        assert link is not None
         link.close()
         await server.close()
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
-from farmd.dataplane.filter import Probe
-from farmd.dataplane.reasons import Verdict
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -19,6 +17,8 @@ from farmd.daemon.explain import Question, explain
 from farmd.daemon.probeframe import probe_frame
 from farmd.daemon.report import decode_report, encode_report
 from farmd.daemon.status import LocalFacts, farm_status
+from farmd.dataplane.filter import Probe
+from farmd.dataplane.reasons import Verdict
 from farmd.model.config import Profile
 from farmd.model.errors import NotFound
 from farmd.model.nodes import NodeId
