@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from tests.native import corpus, worlds
@@ -50,8 +51,9 @@ class CannotBuildError(Exception):
     """A tool is missing, or the compiler refused; the text says which."""
 
 
+@cache
 def build(kind: Kind) -> Path:
-    """Compile one program; returns it. Raises CannotBuildError."""
+    """Compile one program, once in the life of this process; returns it. Raises CannotBuildError."""
     clang = shutil.which("clang")
     if clang is None:
         raise CannotBuildError("clang is missing: make setup")

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from tests.native.packets import Generator
+from tests.native.sockets import State
 from tests.native.worlds import WORLDS
-from tests.packet import test_decision, test_headers, test_neighbours
+from tests.packet import test_decision, test_headers, test_neighbours, test_sockets
 
 GENERATED = 60
 """For each farm."""
@@ -31,9 +33,9 @@ def rows() -> Iterator[list[bytes]]:
     yield from ([question] for question, _ in test_neighbours.ND.values())
 
 
-def packed(frames: Sequence[bytes], farm: int = 0, split: int = 0, socket: int = 0) -> bytes:
-    """An input of `fuzz.c`."""
-    head = bytes((farm, split, 0, socket)) + bytes(4)
+def packed(frames: Sequence[bytes], farm: int = 0, split: int = 0, socket: int = 0, socket_at: int = 0) -> bytes:
+    """An input of `fuzz.c`: which farm, how its buckets are shared out, and the state of a socket on one node."""
+    head = bytes((farm, split, 0, socket, 0, 0, 0, socket_at))
     return head + b"".join(struct.pack("<H", min(len(frame), 2047)) + frame[:2047] for frame in frames)
 
 
@@ -42,6 +44,9 @@ def seeds() -> Iterator[bytes]:
     for number, frames in enumerate(rows()):
         yield packed(frames)
         yield packed(frames, split=1, socket=1 + number % 12)
+    for version, flags, state, socket_at in product((4, 6), ("S", "A", "FA"), State, range(3)):
+        segments = [test_sockets.segment(version, cport, flags) for cport in range(41000, 41004)]
+        yield packed(segments, split=1, socket=state, socket_at=socket_at)
     for farm, world in enumerate(WORLDS):
         generator = Generator(world, "corpus")
         for number in range(GENERATED):

@@ -3,6 +3,7 @@
 // out among them; the first bytes of the input choose the farm, the rest is the frames.
 #include <linux/if_ether.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include "harness.h"
 
@@ -58,6 +59,13 @@ static void share_out(int split)
 	}
 }
 
+// Gives a node of a farm its share.
+static void take_share(struct node *node, int split, int number)
+{
+	for (int group = 0; group < FARM_GROUPS; group++)
+		node->planes[group] = &splits[split][number][group];
+}
+
 static struct node *make_node(const struct farm_table *table, uint8_t state, uint64_t lease)
 {
 	struct node *node = node_new();
@@ -82,8 +90,12 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 		farms[i].all_own = make_node(&variants[i], FARM_OWN, 2000);
 		farms[i].all_fresh = make_node(&variants[i], FARM_OWN | FARM_FRESH, 2000);
 		farms[i].closed = make_node(&variants[i], FARM_OWN, 1000);
-		for (int k = 0; k < NODES; k++)
+		for (int k = 0; k < NODES; k++) {
 			farms[i].nodes[k] = make_node(&variants[i], 0, 1001);
+			for (int group = 0; group < FARM_GROUPS; group++)
+				free(farms[i].nodes[k]->planes[group]); // they have a share instead
+			take_share(farms[i].nodes[k], 0, k);
+		}
 	}
 	return 0;
 }
@@ -188,8 +200,7 @@ static void run_frames(struct farm *farm, const uint8_t *head, const uint8_t *da
 	node_forget_fragments(farm->closed);
 	for (int k = 0; k < NODES; k++) {
 		node_forget_fragments(farm->nodes[k]);
-		for (int group = 0; group < FARM_GROUPS; group++)
-			farm->nodes[k]->planes[group] = &splits[split][k][group];
+		take_share(farm->nodes[k], split, k);
 	}
 	for (int i = 0; i < MAX_FRAMES && size > 2; i++) {
 		struct request request = {.ifindex = head[2] & 1 ? 99 : IFINDEX, .no_room = head[2] >> 1 & 1};
@@ -201,7 +212,7 @@ static void run_frames(struct farm *farm, const uint8_t *head, const uint8_t *da
 		if (request.bytes >= ETH_HLEN) { // the kernel hands over no less
 			request.socket.state = head[3] % 14;
 			request.socket.tuple_bytes = ANY_TUPLE;
-			memcpy(&request.socket.snt_isn, head + 4, sizeof(request.socket.snt_isn));
+			memcpy(&request.socket.snt_isn, head + 4, 3); // the last byte says where the socket is
 			request.socket.cookie = request.socket.snt_isn;
 			check_farm(farm, !(split & 1), request, data, socket_at);
 		}
