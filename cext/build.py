@@ -43,8 +43,8 @@ def build_filter(root: Path) -> Path:
         raise BuildError("clang is missing: apt-get install clang")
     if not Path("/usr/include/bpf/bpf_helpers.h").exists():
         raise BuildError("the headers of libbpf are missing: apt-get install libbpf-dev")
-    command = [clang, "-O2", "-g", "-target", "bpf", "-Wall", "-Wextra", "-Werror", f"-fdebug-prefix-map={root}=."]
-    command += ["-Iebpf", *(f"-I{path}" for path in _multiarch_includes())]
+    command = [clang, "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"]
+    command += [f"-fdebug-prefix-map={root}=.", "-Iebpf", *(f"-I{path}" for path in _multiarch_includes())]
     _replace(target, lambda out: _run([*command, "-c", "ebpf/farm.bpf.c", "-o", str(out)], root))
     return target
 

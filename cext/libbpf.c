@@ -160,16 +160,33 @@ static int farm_rcu_barrier(void)
 	return syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) ? -errno : 0;
 }
 
-static uint32_t farm_bucket_of_ipv4(const uint64_t key[2], uint32_t address, uint16_t port)
+// Switches to what was written before: whoever reads `value` at `at` reads that as well.
+static void farm_publish(uint32_t *at, uint32_t value)
+{
+	__atomic_store_n(at, value, __ATOMIC_RELEASE);
+}
+
+static void farm_prepare_hash(const uint64_t key[2], struct farm_hash *hash)
 {
 	const __u64 words[2] = {key[0], key[1]};
 
-	return farm_bucket_ipv4(words, address, port);
+	*hash = siphash_prepare(words);
+}
+
+// `address` and `port` as they lie in a packet.
+static uint32_t farm_bucket_of_ipv4(const uint64_t key[2], uint32_t address, uint16_t port)
+{
+	struct farm_hash hash;
+
+	farm_prepare_hash(key, &hash);
+	return farm_bucket_ipv4(&hash, address, port);
 }
 
 static uint32_t farm_bucket_of_ipv6(const uint64_t key[2], const uint64_t address[2], uint16_t port)
 {
-	const __u64 words[2] = {key[0], key[1]}, client[2] = {address[0], address[1]};
+	const __u64 client[2] = {address[0], address[1]};
+	struct farm_hash hash;
 
-	return farm_bucket_ipv6(words, client, port);
+	farm_prepare_hash(key, &hash);
+	return farm_bucket_ipv6(&hash, client, port);
 }

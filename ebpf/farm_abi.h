@@ -8,7 +8,7 @@
 #include <linux/types.h>
 
 enum farm_limit {
-	FARM_ABI_VERSION = 1, // raised whenever a pinned map changes its meaning: then a new filter takes fresh maps
+	FARM_ABI_VERSION = 2, // raised whenever a pinned map changes its meaning: then a new filter takes fresh maps
 	FARM_BUCKETS = 4096,
 	FARM_GROUPS = 16,
 	FARM_VIPS = 256,
@@ -21,7 +21,7 @@ enum farm_limit {
 	// Open addressing: a key lies in its home slot or one of the next three, else the table does not hold it. User
 	// space draws seeds until this is so. The tables are three slots longer than the homes, so probing never wraps.
 	FARM_PROBES = 4,
-	FARM_VIP_SHIFT = 54,  // homes are the top bits of a 64-bit product: 1024
+	FARM_VIP_SHIFT = 54,  // homes are the top bits of a 64-bit product: 1024, for IPv4 and for IPv6
 	FARM_RULE_SHIFT = 52, // 4096
 	FARM_VIP_SLOTS = 1027,
 	FARM_RULE_SLOTS = 4099,
@@ -78,9 +78,15 @@ struct farm_address {
 	__u64 words[2];
 };
 
-struct farm_vip_slot {
+// A free slot is all zeros, which no key is: so one comparison tells a hit.
+struct farm_ipv4_slot {
+	__u32 address; // network order
+	__u32 vip;     // 1..FARM_VIPS; 0: the slot is free
+};
+
+struct farm_ipv6_slot {
 	struct farm_address address;
-	__u32 vip; // 1..FARM_VIPS; 0: the slot is free
+	__u32 vip;
 	__u32 unused;
 };
 
@@ -97,16 +103,24 @@ struct farm_interface {
 	__u8 unused[2];
 };
 
+// SipHash's state under the farm's key, as far into the first round as it gets without a message. See siphash.h.
+struct farm_hash {
+	__u64 v0, v1, v2, v3;
+	__u64 v1_turned;
+};
+
 // Everything that farm.toml decides. Written whole into the generation that is not in use, then switched to.
 struct farm_table {
-	__u64 hash_key[2];
-	__u64 vip_seed;
+	struct farm_hash hash;
+	__u64 ipv4_seed;
+	__u64 ipv6_seed;
 	__u64 rule_seed;
 	__u8 virtual_mac[6];
 	__u8 accept_without_rule;
 	__u8 unused;
 	struct farm_interface interfaces[FARM_INTERFACES];
-	struct farm_vip_slot vips[FARM_VIP_SLOTS];
+	struct farm_ipv4_slot ipv4_vips[FARM_VIP_SLOTS];
+	struct farm_ipv6_slot ipv6_vips[FARM_VIP_SLOTS];
 	struct farm_rule_slot rules[FARM_RULE_SLOTS];
 };
 

@@ -9,10 +9,7 @@
 
 static __always_inline int lease_over(void)
 {
-	__u32 zero = 0;
-	__u64 *deadline = bpf_map_lookup_elem(&farm_lease, &zero);
-
-	return !deadline || bpf_jiffies64() >= *deadline;
+	return bpf_jiffies64() >= *(volatile __u64 *)&farm_lease;
 }
 
 // The jiffy at which a deadline that is `left_ns` away is certainly not over yet, 0 if there is none to come. Rounds
@@ -28,20 +25,20 @@ static __always_inline __u64 deadline_jiffy(__u64 now, __u64 left_ns, __u64 tick
 SEC("syscall")
 int farm_renew(struct farm_lease_call *call)
 {
-	__u32 zero = 0;
-	__u64 *deadline = bpf_map_lookup_elem(&farm_lease, &zero);
+	volatile __u64 *deadline = &farm_lease;
 	__u64 tick_ns = call->tick_ns;
 	__u64 jiffies = bpf_jiffies64(); // before the clock: what passes between the two shortens the lease
 	__u64 now_ns = bpf_ktime_get_boot_ns();
+	__u64 until;
 
-	if (!deadline || !tick_ns)
+	if (!tick_ns)
 		return -1;
 	if (call->verb == FARM_LEASE_WRITE) {
-		__u64 until = call->deadline_ns;
-
+		until = call->deadline_ns;
 		*deadline = until > now_ns ? deadline_jiffy(jiffies, until - now_ns, tick_ns) : 0;
 	}
-	call->left_ns = *deadline > jiffies ? (*deadline - jiffies) * tick_ns : 0;
+	until = *deadline;
+	call->left_ns = until > jiffies ? (until - jiffies) * tick_ns : 0;
 	return 0;
 }
 

@@ -8,37 +8,21 @@
 #include <bpf/bpf_helpers.h>
 #include "farm_abi.h"
 
+// The first four are variables, each in a section and so in a map of its own: their addresses are known when the filter
+// is loaded. That saves the look-up, and user space maps their memory. What the filter reads of them may change at any
+// time, so it reads every value once.
+
 // Which generation of the table counts. Written by the daemon.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct farm_active);
-} farm_active SEC(".maps");
+struct farm_active farm_active SEC(".data.farm_active") = {.abi = FARM_ABI_VERSION};
 
 // VIPs, rules, interfaces and the hash key, by generation. Written by the daemon.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FARM_GENERATIONS);
-	__type(key, __u32);
-	__type(value, struct farm_table);
-} farm_tables SEC(".maps");
+struct farm_table farm_tables[FARM_GENERATIONS] SEC(".data.farm_tables");
 
 // The state of every bucket, by group. Written by the engine; a byte a bucket, so any order of copying is right.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FARM_GROUPS);
-	__type(key, __u32);
-	__type(value, struct farm_planes);
-} farm_planes SEC(".maps");
+struct farm_planes farm_planes[FARM_GROUPS] SEC(".data.farm_planes");
 
 // The first jiffy at which this node may serve no more; 0: closed. Written by the lease program for the engine.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} farm_lease SEC(".maps");
+__u64 farm_lease SEC(".data.farm_lease");
 
 // Packets by rule and reason. Per CPU: XDP runs with bottom halves off, so no atomic operation is needed.
 struct {

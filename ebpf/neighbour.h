@@ -86,14 +86,14 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 	struct packet asker = {};
 	__be32 sender, target;
 
-	if (!t || !arp || (void *)(eth + 1) > c.end)
+	if (!arp || (void *)(eth + 1) > c.end)
 		return FARM_NOT_VIP;
 	if (arp->hardware != bpf_htons(ARP_ETHERNET) || arp->protocol != bpf_htons(ETH_P_IP) ||
 	    arp->hardware_bytes != ETH_ALEN || arp->protocol_bytes != sizeof(sender))
 		return FARM_NOT_VIP;
 	sender = load_ipv4(arp->sender);
 	target = load_ipv4(arp->target);
-	if (!find_vip(t, address_of_ipv4(target)))
+	if (!find_ipv4_vip(t, target))
 		return FARM_NOT_VIP;
 	if (lease_over())
 		return FARM_DROP_LEASE_OVER;
@@ -164,10 +164,9 @@ static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const stru
 	const int duplicate_check = !(asker[0] | asker[1] | asker[2] | asker[3]);
 	__s64 growth = sizeof(*question) + sizeof(struct nd_advertisement) - (end - (const void *)question);
 	struct nd_checked checked = {};
-	struct cursor c;
 	struct ethernet *eth;
 	struct ipv6hdr *ip;
-	void *message;
+	__be16 type;
 
 	write_nd(&checked, t, question->saddr, target, duplicate_check);
 	if (growth && bpf_xdp_adjust_tail(ctx, growth))
@@ -175,17 +174,15 @@ static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const stru
 
 	// The call has made all pointers stale.
 	eth = (void *)(long)ctx->data;
-	c = cursor_at(ctx, 0);
-	parse_ethernet(&c);
-	ip = take(&c, sizeof(*ip));
-	message = take(&c, sizeof(checked.message));
-	if ((void *)(eth + 1) > c.end || !ip || !message)
+	end = (void *)(long)ctx->data_end;
+	ip = after_ethernet(eth, end, &type);
+	if (!ip || (void *)(ip + 1) + sizeof(checked.message) > end)
 		return FARM_DROP_NO_ROOM;
 	copy_mac(eth->to, duplicate_check ? (void *)all_nodes_mac : eth->from);
 	ip->payload_len = bpf_htons(sizeof(checked.message));
 	ip->saddr = checked.source;
 	ip->daddr = checked.destination;
-	__builtin_memcpy(message, &checked.message, sizeof(checked.message));
+	__builtin_memcpy(ip + 1, &checked.message, sizeof(checked.message));
 	return FARM_ND_ANSWERED;
 }
 
@@ -201,8 +198,8 @@ __noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
 	struct ethernet *eth = (void *)(long)ctx->data;
 	struct packet asker = {};
 
-	if (!t || !ip || ip->version != 6 || !question || question->icmp.type != ICMP6_SOLICITATION ||
-	    !find_vip(t, address_of_ipv6(&question->target)))
+	if (!ip || ip->version != 6 || !question || question->icmp.type != ICMP6_SOLICITATION ||
+	    !find_ipv6_vip(t, address_of_ipv6(&question->target)))
 		return FARM_UNDECIDED;
 	if (lease_over())
 		return FARM_DROP_LEASE_OVER;

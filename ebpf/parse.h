@@ -16,10 +16,11 @@
 #define NULL ((void *)0)
 
 enum parse_limit {
-	PLAIN_IPV4 = 0x45,   // first byte of an IPv4 header without options
-	VLAN_TAGS = 2,	     // 802.1Q, or 802.1ad around 802.1Q
-	IPV6_CHAIN = 6,	     // extension headers that we follow; real traffic has two at most
-	HEADERS_MASK = 1023, // no header begins further in than this
+	PLAIN_IPV4 = 0x45,	 // first byte of an IPv4 header without options
+	PLAIN_KIND = 0x3fff00ff, // of the word that begins with IPv4's fragment field: "more", the offset, the protocol
+	VLAN_TAGS = 2,		 // 802.1Q, or 802.1ad around 802.1Q
+	IPV6_CHAIN = 6,		 // extension headers that we follow; real traffic has two at most
+	HEADERS_MASK = 1023,	 // no header begins further in than this
 };
 
 // Where we are in the frame's first buffer. An offset, not a pointer: the verifier copes with it after any detour.
@@ -92,8 +93,8 @@ struct packet {
 	__u32 bytes;	    // of the transport header and its payload, as IP counts them
 	__u32 ip_at;	    // where the IP header begins
 	__u32 transport_at; // where the transport header begins
-	__u16 client_port;  // host order
-	__u16 vip_port;
+	__be16 client_port; // as they lie in the packet
+	__be16 vip_port;
 	__u8 fragment; // enum fragment
 	__u8 segment;  // enum segment
 	__u8 protocol;
@@ -132,27 +133,30 @@ static __always_inline int skip(struct cursor *c, __u32 bytes)
 	return 1;
 }
 
-// The type of what follows the Ethernet header and its tags; 0 if the frame is too short.
-static __always_inline __be16 parse_ethernet(struct cursor *c)
+// Where the Ethernet header and its tags end; NULL if the frame ends before.
+static __always_inline void *after_ethernet(void *at, const void *end, __be16 *type)
 {
-	struct ethernet *eth = take(c, sizeof(*eth));
-	__be16 type;
+	struct ethernet *eth = at;
+	struct vlan_tag *tag = (void *)(eth + 1);
 
-	if (!eth)
-		return 0;
-	type = eth->type;
+	if ((void *)tag > end)
+		return NULL;
+	*type = eth->type;
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS; i++) {
-		struct vlan_tag *tag;
-
-		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
+		if (*type != bpf_htons(ETH_P_8021Q) && *type != bpf_htons(ETH_P_8021AD))
 			break;
-		tag = take(c, sizeof(*tag));
-		if (!tag)
-			return 0;
-		type = tag->type;
+		if ((void *)(tag + 1) > end)
+			return NULL;
+		*type = tag++->type;
 	}
-	return type;
+	return tag;
+}
+
+// Frames may be read at any address.
+static __always_inline __u32 load_32(const void *at)
+{
+	return *(const __u32 *)at;
 }
 
 static __always_inline struct farm_address address_of_ipv4(__be32 address)
@@ -169,9 +173,9 @@ static __always_inline __u32 ipv4_of_address(struct farm_address address)
 
 static __always_inline struct farm_address address_of_ipv6(const struct in6_addr *address)
 {
-	struct farm_address copy;
+	const __u64 *words = (const void *)address; // frames may be read at any address; memcpy() would do it in halves
+	struct farm_address copy = {{words[0], words[1]}};
 
-	__builtin_memcpy(&copy, address, sizeof(copy));
 	return copy;
 }
 

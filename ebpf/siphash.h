@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-// SipHash-1-3 (Aumasson and Bernstein, 2012) over whole 64-bit words, and the bucket of a client. The same text is
-// compiled for the kernel and for Python; its oracle is farmd/model/siphash.py.
+// SipHash-1-3 (Aumasson and Bernstein, 2012), and the bucket of a client. The same text is compiled for the kernel and
+// for Python; its oracle is farmd/model/siphash.py. Words are little-endian, as the machines that we run on are.
 #ifndef FARM_SIPHASH_H
 #define FARM_SIPHASH_H
 
@@ -29,15 +29,34 @@ static __always_inline void siphash_round(struct siphash *s)
 	s->v2 = siphash_rotl(s->v2, 32);
 }
 
-static __always_inline struct siphash siphash_start(const __u64 key[2])
+// What can be computed before there is a message: the state under `key`, and the part of the first round that the
+// message does not touch.
+static __always_inline struct farm_hash siphash_prepare(const __u64 key[2])
 {
-	struct siphash s = {
-	    key[0] ^ 0x736f6d6570736575ULL,
-	    key[1] ^ 0x646f72616e646f6dULL,
-	    key[0] ^ 0x6c7967656e657261ULL,
-	    key[1] ^ 0x7465646279746573ULL,
-	};
+	__u64 v0 = key[0] ^ 0x736f6d6570736575ULL;
+	__u64 v1 = key[1] ^ 0x646f72616e646f6dULL;
+	struct farm_hash hash = {.v2 = key[0] ^ 0x6c7967656e657261ULL, .v3 = key[1] ^ 0x7465646279746573ULL};
 
+	v0 += v1;
+	hash.v1 = siphash_rotl(v1, 13) ^ v0;
+	hash.v0 = siphash_rotl(v0, 32);
+	hash.v1_turned = siphash_rotl(hash.v1, 17);
+	return hash;
+}
+
+// The first word of a message: the rest of the first round.
+static __always_inline struct siphash siphash_start(const struct farm_hash *hash, __u64 word)
+{
+	struct siphash s = {hash->v0, hash->v1, hash->v2, hash->v3 ^ word};
+
+	s.v2 += s.v3;
+	s.v3 = siphash_rotl(s.v3, 16) ^ s.v2;
+	s.v0 += s.v3;
+	s.v3 = siphash_rotl(s.v3, 21) ^ s.v0;
+	s.v2 += s.v1;
+	s.v1 = hash->v1_turned ^ s.v2;
+	s.v2 = siphash_rotl(s.v2, 32);
+	s.v0 ^= word;
 	return s;
 }
 
@@ -48,10 +67,8 @@ static __always_inline void siphash_word(struct siphash *s, __u64 word)
 	s->v0 ^= word;
 }
 
-// Ends the message: `bytes` is its length.
-static __always_inline __u64 siphash_end(struct siphash *s, __u64 bytes)
+static __always_inline __u64 siphash_end(struct siphash *s)
 {
-	siphash_word(s, bytes << 56);
 	s->v2 ^= 0xff;
 	siphash_round(s);
 	siphash_round(s);
@@ -59,24 +76,23 @@ static __always_inline __u64 siphash_end(struct siphash *s, __u64 bytes)
 	return s->v0 ^ s->v1 ^ s->v2 ^ s->v3;
 }
 
-// The bucket of an IPv4 client: address in network order, port in host order (0 for the affinity client-ip).
-static __always_inline __u32 farm_bucket_ipv4(const __u64 key[2], __u32 address, __u16 port)
+// The bucket of an IPv4 client. What is hashed are 6 bytes as they lie in the packet: the address, then the port (0 for
+// the affinity client-ip). SipHash puts the length into the last byte of the last word.
+static __always_inline __u32 farm_bucket_ipv4(const struct farm_hash *hash, __be32 address, __be16 port)
 {
-	struct siphash s = siphash_start(key);
+	struct siphash s = siphash_start(hash, 6ULL << 56 | (__u64)port << 32 | address);
 
-	siphash_word(&s, (__u64)port << 32 | address);
-	return siphash_end(&s, 8) % FARM_BUCKETS;
+	return siphash_end(&s) % FARM_BUCKETS;
 }
 
-// The bucket of an IPv6 client: the address as it lies in memory, in two words.
-static __always_inline __u32 farm_bucket_ipv6(const __u64 key[2], const __u64 address[2], __u16 port)
+// The bucket of an IPv6 client: 18 bytes.
+static __always_inline __u32 farm_bucket_ipv6(const struct farm_hash *hash, const __u64 address[2], __be16 port)
 {
-	struct siphash s = siphash_start(key);
+	struct siphash s = siphash_start(hash, address[0]);
 
-	siphash_word(&s, address[0]);
 	siphash_word(&s, address[1]);
-	siphash_word(&s, port);
-	return siphash_end(&s, 24) % FARM_BUCKETS;
+	siphash_word(&s, 18ULL << 56 | port);
+	return siphash_end(&s) % FARM_BUCKETS;
 }
 
 #endif

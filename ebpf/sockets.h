@@ -107,14 +107,14 @@ __noinline int farm_local_claim(struct xdp_md *ctx, const struct packet *p)
 	if (p->ipv6) {
 		__builtin_memcpy(tuple.ipv6.saddr, p->client.words, sizeof(tuple.ipv6.saddr));
 		__builtin_memcpy(tuple.ipv6.daddr, p->vip_address.words, sizeof(tuple.ipv6.daddr));
-		tuple.ipv6.sport = bpf_htons(p->client_port);
-		tuple.ipv6.dport = bpf_htons(p->vip_port);
+		tuple.ipv6.sport = p->client_port;
+		tuple.ipv6.dport = p->vip_port;
 		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 	} else {
 		tuple.ipv4.saddr = ipv4_of_address(p->client);
 		tuple.ipv4.daddr = ipv4_of_address(p->vip_address);
-		tuple.ipv4.sport = bpf_htons(p->client_port);
-		tuple.ipv4.dport = bpf_htons(p->vip_port);
+		tuple.ipv4.sport = p->client_port;
+		tuple.ipv4.dport = p->vip_port;
 		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	}
 	if (!sk)

@@ -10,50 +10,64 @@
 // The generation in use.
 static __always_inline const struct farm_table *active_table(void)
 {
-	__u32 zero = 0;
-	struct farm_active *active = bpf_map_lookup_elem(&farm_active, &zero);
-
-	return active ? bpf_map_lookup_elem(&farm_tables, &active->generation) : NULL;
+	return &farm_tables[*(volatile __u32 *)&farm_active.generation & (FARM_GENERATIONS - 1)];
 }
 
-// The number of the VIP with this address, 0 if it is none. Mirrored by vip_home() in farmd/dataplane/tables.py.
-static __always_inline __u32 find_vip(const struct farm_table *t, struct farm_address address)
+// The number of the VIP with this address, 0 if it is none. Mirrored by ipv4_home() in farmd/dataplane/tables.py.
+static __always_inline __u32 find_ipv4_vip(const struct farm_table *t, __be32 address)
 {
-	__u64 mixed =
-	    address.words[0] * 0x9e3779b97f4a7c15ULL ^ address.words[1]; // 2^64 / golden ratio: spreads the prefix
-	__u32 home = mixed * t->vip_seed >> FARM_VIP_SHIFT;
+	const struct farm_ipv4_slot *slot = &t->ipv4_vips[address * t->ipv4_seed >> FARM_VIP_SHIFT];
 
 #pragma unroll
 	for (int i = 0; i < FARM_PROBES; i++) {
-		const struct farm_vip_slot *slot = &t->vips[home + i];
-
-		if (!slot->vip)
+		if (slot[i].address == address)
+			return slot[i].vip;
+		if (!slot[i].vip)
 			return 0;
-		if (slot->address.words[0] == address.words[0] && slot->address.words[1] == address.words[1])
-			return slot->vip;
 	}
 	return 0;
 }
 
-// One number for what a rule names. `port` in host order; port 0 stands for later fragments, if all rules of the VIP
-// and protocol steer them alike. Mirrored by rule_key() in farmd/dataplane/tables.py.
-static __always_inline __u32 farm_rule_key(__u32 vip, __u8 protocol, __u16 port)
+// The same for IPv6. Mirrored by ipv6_home().
+static __always_inline __u32 find_ipv6_vip(const struct farm_table *t, struct farm_address address)
 {
-	return vip << 17 | (protocol == IPPROTO_UDP) << 16 | port;
+	__u64 mixed =
+	    address.words[0] * 0x9e3779b97f4a7c15ULL ^ address.words[1]; // 2^64 / golden ratio: spreads the prefix
+	const struct farm_ipv6_slot *slot = &t->ipv6_vips[mixed * t->ipv6_seed >> FARM_VIP_SHIFT];
+
+#pragma unroll
+	for (int i = 0; i < FARM_PROBES; i++) {
+		if (same_address(slot[i].address, address))
+			return slot[i].vip;
+		if (!slot[i].vip)
+			return 0;
+	}
+	return 0;
+}
+
+// One number for what a rule names. `protocol` is TCP or UDP, which differ in bit 4; `port` is as it lies in the
+// packet. Mirrored by rule_key() in farmd/dataplane/tables.py.
+static __always_inline __u32 farm_rule_key(__u32 vip, __u32 protocol, __be16 port)
+{
+	return vip << 17 | (protocol & 16) << 12 | port;
+}
+
+// ... and for later fragments, which have no ports: there is a rule if all rules of the VIP and protocol steer alike.
+static __always_inline __u32 farm_orphan_key(__u32 vip, __u32 protocol)
+{
+	return 1U << 31 | farm_rule_key(vip, protocol, 0);
 }
 
 static __always_inline const struct farm_rule_slot *find_rule(const struct farm_table *t, __u32 key)
 {
-	__u32 home = key * t->rule_seed >> FARM_RULE_SHIFT;
+	const struct farm_rule_slot *slot = &t->rules[key * t->rule_seed >> FARM_RULE_SHIFT];
 
 #pragma unroll
 	for (int i = 0; i < FARM_PROBES; i++) {
-		const struct farm_rule_slot *slot = &t->rules[home + i];
-
-		if (!slot->rule)
+		if (slot[i].key == key)
+			return &slot[i];
+		if (!slot[i].rule)
 			return NULL;
-		if (slot->key == key)
-			return slot;
 	}
 	return NULL;
 }
@@ -83,28 +97,27 @@ static __always_inline void copy_mac(void *to, const void *from)
 }
 
 // The bucket of a client; `port` 0 for the affinity client-ip.
-static __always_inline __u32 bucket_of(const struct farm_table *t, const struct packet *p, __u16 port)
+static __always_inline __u32 bucket_of(const struct farm_table *t, const struct packet *p, __be16 port)
 {
 	if (p->ipv6)
-		return farm_bucket_ipv6(t->hash_key, p->client.words, port);
-	return farm_bucket_ipv4(t->hash_key, ipv4_of_address(p->client), port);
+		return farm_bucket_ipv6(&t->hash, p->client.words, port);
+	return farm_bucket_ipv4(&t->hash, ipv4_of_address(p->client), port);
 }
 
 // Bits of enum farm_state.
 static __always_inline __u8 bucket_state(__u32 group, __u32 bucket)
 {
-	struct farm_planes *planes = bpf_map_lookup_elem(&farm_planes, &group);
+	const struct farm_planes *planes = &farm_planes[group & (FARM_GROUPS - 1)];
 
-	return planes ? planes->state[bucket & (FARM_BUCKETS - 1)] : 0;
+	return *(volatile const __u8 *)&planes->state[bucket & (FARM_BUCKETS - 1)];
 }
 
-static __always_inline void count(struct farm_outcome outcome)
+static __always_inline void count(enum farm_reason reason, __u32 rule)
 {
-	__u32 rule = outcome.rule;
 	struct farm_counts *counts = bpf_map_lookup_elem(&farm_counters, &rule);
 
 	if (counts)
-		counts->packets[outcome.reason & (FARM_REASONS - 1)]++;
+		counts->packets[reason & (FARM_REASONS - 1)]++;
 }
 
 #endif

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from farmd.dataplane import bpffs, links, tables
-from farmd.dataplane._libbpf import lib
+from farmd.dataplane._libbpf import ffi, lib
 from farmd.dataplane.kernel import Loaded, Map, declared_maps, load
 from farmd.dataplane.links import Attachment
 from farmd.dataplane.reasons import REASONS, VERDICTS, Reason, Verdict
@@ -117,14 +117,16 @@ class Filter:
         self._loaded.close()
 
     def _configure(self, config: FarmConfig, hash_key: bytes, interfaces: Sequence[InterfaceFacts]) -> None:
-        active = self._loaded.maps["farm_active"]
-        generation, _ = _ACTIVE.unpack(active.read(0, _ACTIVE.size))
-        other = 1 - generation
+        table = tables.encode(config, hash_key, interfaces)
         # Nobody may still be reading the generation that we are about to write: it may have been switched off just now.
         if lib.farm_rcu_barrier() < 0:
             time.sleep(0.1)  # kernels with nohz_full refuse; an XDP run takes microseconds
-        self._loaded.maps["farm_tables"].write(other, tables.encode(config, hash_key, interfaces))
-        active.write(0, _ACTIVE.pack(other, int(lib.FARM_ABI_VERSION)))
+        maps = self._loaded.maps
+        with maps["farm_active"].memory() as active, maps["farm_tables"].memory() as generations:
+            other = 1 - _ACTIVE.unpack_from(active)[0]
+            generations[other * len(table) : (other + 1) * len(table)] = table
+            with ffi.from_buffer("uint32_t[]", active, require_writable=True) as generation:
+                lib.farm_publish(generation, other)
         self._rules = max((rule.index for rule in config.rules), default=0)
 
     def _pin(self) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.model.rules import Address, Affinity
 
@@ -12,7 +14,7 @@ def bucket_of(key: bytes, affinity: Affinity, client: Address, port: int) -> int
     if len(key) != 16:
         raise ValueError(f"a SipHash key has 16 bytes, not {len(key)}")
     words = ffi.from_buffer("uint64_t[2]", key)
-    port = port if affinity is Affinity.CLIENT_IP_PORT else 0
+    port = socket.htons(port) if affinity is Affinity.CLIENT_IP_PORT else 0
     packed = client.packed
     if len(packed) == 4:
         return int(lib.farm_bucket_of_ipv4(words, int.from_bytes(packed, "little"), port))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any, Self
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.model.errors import KernelError
 
+_VARIABLE = ".data."
+"""How the name of a map begins that is a variable of the filter's: it lies in a section of its own."""
 _AS_ROOT = "Run it as root, or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 
 
@@ -81,7 +84,7 @@ class MapShape:
 
 
 class Map(Descriptor):
-    """An array map: keys are indices."""
+    """An array map: keys are indices. A variable is an array of one."""
 
     def shape(self) -> MapShape:
         """Type and sizes."""
@@ -89,6 +92,13 @@ class Map(Descriptor):
         if (error := lib.farm_map_info(self.fd, info)) < 0:
             raise kernel_error("BPF map", error, "cannot be described")
         return MapShape(info.type, info.key_size, info.value_size, info.max_entries)
+
+    def memory(self) -> mmap.mmap:
+        """The value itself of a variable, shared with the filter: what is stored there takes effect at once."""
+        try:
+            return mmap.mmap(self.fd, self.shape().value_size)
+        except OSError as error:
+            raise kernel_error("BPF map", error.errno or 0, "cannot be mapped") from error
 
     def write(self, index: int, value: bytes) -> None:
         """Replace one value."""
@@ -280,6 +290,7 @@ def _maps(handle: Any) -> list[tuple[str, Any]]:
     entry = lib.bpf_object__next_map(handle, ffi.NULL)
     while entry != ffi.NULL:
         name = ffi.string(lib.bpf_map__name(entry)).decode()
+        name = name.removeprefix(_VARIABLE)
         if name.startswith("farm_"):  # not .rodata and the like
             found.append((name, entry))
         entry = lib.bpf_object__next_map(handle, entry)

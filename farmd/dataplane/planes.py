@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from farmd.dataplane._libbpf import ffi, lib
-from farmd.dataplane.kernel import Descriptor, Map, Program
+from farmd.dataplane.kernel import Map, Program
 from farmd.model.buckets import BUCKETS
 from farmd.model.errors import KernelError
 from farmd.model.planes import CLOSED, Planes
@@ -39,7 +39,8 @@ class KernelPlanes:
     """The filter that is loaded in the kernel."""
 
     def __init__(self, planes: Map, renew: Program) -> None:
-        self._planes = planes
+        self._memory = planes.memory()
+        planes.close()
         self._renew = renew
         self._tick_ns = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
 
@@ -47,8 +48,7 @@ class KernelPlanes:
     def open(cls, pin_dir: Path) -> Self:
         """Open the filter that `Filter.attach` pinned. Raises KernelError if there is none."""
         try:
-            planes = Map.get(pin_dir / "planes")
-            return cls(planes, Program.get(pin_dir / "renew"))
+            return cls(Map.get(pin_dir / "planes"), Program.get(pin_dir / "renew"))
         except FileNotFoundError as error:
             raise KernelError(
                 str(pin_dir), "no filter is pinned here", "Start farmd first: it loads the filter"
@@ -56,11 +56,11 @@ class KernelPlanes:
 
     def write(self, group: int, planes: Planes) -> None:
         """See `FilterControl`."""
-        self._planes.write(group, encode(planes))
+        self._memory[_place(group)] = encode(planes)
 
     def read(self, group: int) -> Planes:
         """See `FilterControl`."""
-        return decode(self._planes.read(group, BUCKETS))
+        return decode(self._memory[_place(group)])
 
     def renew(self, deadline_boot_ns: int) -> None:
         """See `FilterControl`. The kernel counts ticks, so the lease ends up to `FARM_LEASE_MARGIN_TICKS` + 1 early."""
@@ -72,14 +72,19 @@ class KernelPlanes:
 
     def close(self) -> None:
         """Let go of the filter, which goes on as it is."""
-        descriptors: tuple[Descriptor, ...] = (self._planes, self._renew)
-        for descriptor in descriptors:
-            descriptor.close()
+        self._memory.close()
+        self._renew.close()
 
     def _call(self, verb: int, deadline_ns: int) -> int:
         call = ffi.new("struct farm_lease_call *", {"deadline_ns": deadline_ns, "tick_ns": self._tick_ns, "verb": verb})
         self._renew.run_syscall(call)
         return int(call.left_ns)
+
+
+def _place(group: int) -> slice:
+    if not 0 <= group < int(lib.FARM_GROUPS):
+        raise ValueError(f"there is no group {group}")
+    return slice(group * BUCKETS, (group + 1) * BUCKETS)
 
 
 class MemoryPlanes:

@@ -8,6 +8,7 @@ VIPs and rules lie in open-addressing tables whose seeds we choose: every key is
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,20 +24,33 @@ _MAX_SEEDS = 100_000
 MAX_INTERFACES = int(lib.FARM_INTERFACES)
 
 
-def vip_words(vip: Address) -> tuple[int, int]:
-    """An address as the filter compares it: the two little-endian words of its IPv6 form (IPv4: ::ffff:a.b.c.d)."""
-    packed = vip.packed if len(vip.packed) == 16 else bytes(10) + b"\xff\xff" + vip.packed
-    return int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little")
+def ipv4_word(vip: Address) -> int:
+    """An IPv4 address as the filter compares it: as it lies in a packet, read as a little-endian number."""
+    return int.from_bytes(vip.packed, "little")
 
 
-def vip_home(seed: int, words: tuple[int, int]) -> int:
-    """Where a VIP's search begins. Mirrors find_vip() in `ebpf/table.h`."""
+def ipv6_words(vip: Address) -> tuple[int, int]:
+    """An IPv6 address as the filter compares it: two little-endian numbers."""
+    return int.from_bytes(vip.packed[:8], "little"), int.from_bytes(vip.packed[8:], "little")
+
+
+def ipv4_home(seed: int, word: int) -> int:
+    """Where an IPv4 VIP's search begins. Mirrors find_ipv4_vip() in `ebpf/table.h`."""
+    return (word * seed & _MASK) >> int(lib.FARM_VIP_SHIFT)
+
+
+def ipv6_home(seed: int, words: tuple[int, int]) -> int:
+    """Where an IPv6 VIP's search begins. Mirrors find_ipv6_vip() in `ebpf/table.h`."""
     return (((words[0] * _GOLDEN & _MASK) ^ words[1]) * seed & _MASK) >> int(lib.FARM_VIP_SHIFT)
 
 
-def rule_key(vip: int, protocol: Protocol, port: int) -> int:
-    """What a rule is found by. Mirrors farm_rule_key() in `ebpf/table.h`. `vip` counts from 1."""
-    return vip << 17 | (protocol is Protocol.UDP) << 16 | port
+def rule_key(vip: int, protocol: Protocol, port: int | None) -> int:
+    """What a rule is found by; `vip` counts from 1, and `port` is None for later fragments, which have none.
+
+    Mirrors farm_rule_key() and farm_orphan_key() in `ebpf/table.h`.
+    """
+    key = vip << 17 | (protocol is Protocol.UDP) << 16
+    return key | 1 << 31 if port is None else key | socket.htons(port)
 
 
 def rule_home(seed: int, key: int) -> int:
@@ -77,7 +91,7 @@ def encode(config: FarmConfig, hash_key: bytes, interfaces: Sequence[InterfaceFa
     if len(hash_key) != 16 or len(config.virtual_mac) != 6:
         raise ValueError("the hash key has 16 bytes and the virtual MAC 6")
     table = ffi.new("struct farm_table *")
-    ffi.memmove(table.hash_key, hash_key, 16)
+    lib.farm_prepare_hash(ffi.from_buffer("uint64_t[2]", hash_key), ffi.addressof(table, "hash"))
     ffi.memmove(table.virtual_mac, config.virtual_mac, 6)
     table.accept_without_rule = not config.drop_without_rule
     for entry, facts in zip(table.interfaces, interfaces, strict=False):
@@ -90,16 +104,21 @@ def encode(config: FarmConfig, hash_key: bytes, interfaces: Sequence[InterfaceFa
 
 
 def _fill_vips(table: Any, numbers: Mapping[Address, int]) -> None:
-    by_words = {vip_words(vip): number for vip, number in numbers.items()}
-    table.vip_seed, slots = place(by_words, vip_home)
-    for index, words in slots.items():
-        table.vips[index].address.words = words
-        table.vips[index].vip = by_words[words]
+    by_word = {ipv4_word(vip): number for vip, number in numbers.items() if vip.version == 4}
+    table.ipv4_seed, four = place(by_word, ipv4_home)
+    for index, word in four.items():
+        table.ipv4_vips[index].address = word
+        table.ipv4_vips[index].vip = by_word[word]
+    by_words = {ipv6_words(vip): number for vip, number in numbers.items() if vip.version == 6}
+    table.ipv6_seed, six = place(by_words, ipv6_home)
+    for index, words in six.items():
+        table.ipv6_vips[index].address.words = words
+        table.ipv6_vips[index].vip = by_words[words]
 
 
 def _fill_rules(table: Any, numbers: Mapping[Address, int], rules: Sequence[Rule]) -> None:
     by_key = {rule_key(numbers[rule.vip], rule.protocol, rule.port): rule for rule in rules}
-    by_key |= {rule_key(numbers[rule.vip], rule.protocol, 0): rule for rule in portless(rules)}
+    by_key |= {rule_key(numbers[rule.vip], rule.protocol, None): rule for rule in portless(rules)}
     table.rule_seed, slots = place(by_key, rule_home)
     for index, key in slots.items():
         rule = by_key[key]

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SipHash-1-3 over 64-bit words, and a client's bucket: the oracle for the C in `ebpf/siphash.h`.
+"""SipHash-1-3, and a client's bucket: the oracle for the C in `ebpf/siphash.h`.
 
 Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012), with one compression and three finalisation
-rounds. Like the C we hash whole little-endian words, so the final block holds only the length.
+rounds.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from farmd.model.buckets import BUCKETS
 from farmd.model.rules import Address, Affinity
@@ -33,14 +31,16 @@ def _round(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
     return v0, v1, v2, v3
 
 
-def siphash13(key: bytes, words: Sequence[int]) -> int:
-    """SipHash-1-3 of `words` (64-bit unsigned) under a 16-byte `key`; 64 bits."""
+def siphash13(key: bytes, message: bytes) -> int:
+    """SipHash-1-3 of `message` under a 16-byte `key`; 64 bits."""
     if len(key) != 16:
         raise ValueError(f"a SipHash key has 16 bytes, not {len(key)}")
     k0, k1 = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
     v0, v1 = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
     v2, v3 = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
-    for word in (*words, (len(words) * 8 & 0xFF) << 56):
+    padded = message + bytes(7 - len(message) % 8) + bytes([len(message) & 0xFF])
+    for at in range(0, len(padded), 8):
+        word = int.from_bytes(padded[at : at + 8], "little")
         v3 ^= word
         v0, v1, v2, v3 = _round(v0, v1, v2, v3)
         v0 ^= word
@@ -50,20 +50,15 @@ def siphash13(key: bytes, words: Sequence[int]) -> int:
     return v0 ^ v1 ^ v2 ^ v3
 
 
-def client_words(affinity: Affinity, client: Address, port: int) -> list[int]:
-    """What is hashed for a client, as 64-bit words.
-
-    IPv4: one word, the address's four bytes in network order read as a little-endian 32-bit number, the port (host
-    order) in bits 32..47. IPv6: the address as two little-endian words, then a word with the port. `client-ip` hashes
-    port 0.
-    """
-    port = port if affinity is Affinity.CLIENT_IP_PORT else 0
-    packed = client.packed
-    if len(packed) == 4:
-        return [int.from_bytes(packed, "little") | port << 32]
-    return [int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little"), port]
+def client_message(affinity: Affinity, client: Address, port: int) -> bytes:
+    """What is hashed for a client: address and port in network order, 6 or 18 bytes. `client-ip` hashes port 0."""
+    return client.packed + (port if affinity is Affinity.CLIENT_IP_PORT else 0).to_bytes(2, "big")
 
 
 def bucket_of(key: bytes, affinity: Affinity, client: Address, port: int) -> int:
     """The bucket of a client's packet: SipHash-1-3 modulo `BUCKETS`."""
-    return siphash13(key, client_words(affinity, client, port)) % BUCKETS
+    return siphash13(key, client_message(affinity, client, port)) % BUCKETS
+
+
+client_words = client_message
+"""The name that `farmd.daemon.explain` still uses."""

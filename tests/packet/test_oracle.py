@@ -72,25 +72,25 @@ def _frame_for(rule: Rule) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "struct"),
+    ("name", "values"),
     [
         ("farm_active", "struct farm_active"),
-        ("farm_tables", "struct farm_table"),
-        ("farm_planes", "struct farm_planes"),
+        ("farm_tables", "struct farm_table[FARM_GENERATIONS]"),
+        ("farm_planes", "struct farm_planes[FARM_GROUPS]"),
         ("farm_counters", "struct farm_counts"),
         ("farm_fragments", "struct farm_outcome"),
         ("farm_lease", "unsigned long long"),
     ],
 )
-def test_both_compilers_lay_structs_out_alike(name: str, struct: str) -> None:
-    """What the filter's BTF says of a map's value, against what the C compiler says of the struct."""
-    assert declared_maps(OBJECT)[name].value_size == ffi.sizeof(struct)
+def test_both_compilers_lay_structs_out_alike(name: str, values: str) -> None:
+    """What the filter's BTF says of a map's value, against what the C compiler says of the type."""
+    assert declared_maps(OBJECT)[name].value_size == ffi.sizeof(values)
 
 
 def test_map_sizes() -> None:
     shapes = declared_maps(OBJECT)
     assert ffi.sizeof("struct farm_fragment") == shapes["farm_fragments"].key_size
-    assert shapes["farm_planes"].value_size == BUCKETS == lib.FARM_BUCKETS
+    assert ffi.sizeof("struct farm_planes") == BUCKETS == lib.FARM_BUCKETS
     assert shapes["farm_counters"].max_entries == lib.FARM_RULES + 1 == lib.FARM_COUNTERS
     assert lib.FARM_VIP_SLOTS == (1 << 64 - lib.FARM_VIP_SHIFT) + lib.FARM_PROBES - 1
     assert lib.FARM_RULE_SLOTS == (1 << 64 - lib.FARM_RULE_SHIFT) + lib.FARM_PROBES - 1

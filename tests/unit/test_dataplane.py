@@ -83,13 +83,17 @@ def test_verdicts_are_those_of_the_filter() -> None:
 def look_up(raw: bytes, vip: Address, protocol: Protocol, port: int) -> tuple[int, int, int]:
     """What the filter finds in a table: numbers of VIP and rule, and the probes that it took. After `table.h`."""
     table = ffi.from_buffer("struct farm_table *", raw)
-    words = tables.vip_words(vip)
-    home = tables.vip_home(table.vip_seed, words)
     number, probes = 0, 0
-    for slot in table.vips[home : home + lib.FARM_PROBES]:
+    if vip.version == 4:
+        home = tables.ipv4_home(table.ipv4_seed, tables.ipv4_word(vip))
+        slots = [(slot.address, slot.vip) for slot in table.ipv4_vips[home : home + lib.FARM_PROBES]]
+    else:
+        home = tables.ipv6_home(table.ipv6_seed, tables.ipv6_words(vip))
+        slots = [(tuple(slot.address.words), slot.vip) for slot in table.ipv6_vips[home : home + lib.FARM_PROBES]]
+    for address, at in slots:
         probes += 1
-        if not slot.vip or tuple(slot.address.words) == words:
-            number = slot.vip
+        if not at or address == (tables.ipv4_word(vip) if vip.version == 4 else tables.ipv6_words(vip)):
+            number = at
             break
     key = tables.rule_key(number, protocol, port)
     home = tables.rule_home(table.rule_seed, key)
@@ -151,7 +155,8 @@ def test_orderly_farms_fit_as_well(vips: str) -> None:
 def test_the_rest_of_the_table() -> None:
     config = replace(farms.config(), drop_without_rule=False)
     table = ffi.from_buffer("struct farm_table *", tables.encode(config, farms.KEY, [ETH0]))
-    assert bytes(ffi.buffer(table.hash_key)) == farms.KEY
+    key = ffi.from_buffer("uint64_t[2]", farms.KEY)
+    assert (table.hash.v2, table.hash.v3) == (key[0] ^ 0x6C7967656E657261, key[1] ^ 0x7465646279746573)
     assert bytes(table.virtual_mac) == config.virtual_mac
     assert table.accept_without_rule == 1
     assert (table.interfaces[0].ifindex, bytes(table.interfaces[0].mac)) == (7, ETH0.mac)
@@ -183,6 +188,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, object], interfaces: in
         tables.encode(replace(farms.config(), **changes), farms.KEY, [ETH0] * interfaces)  # type: ignore[arg-type]
 
 
-def test_ipv4_is_compared_in_its_ipv6_form() -> None:
-    mapped = bytes(10) + b"\xff\xff" + bytes([10, 77, 0, 100])
-    assert tables.vip_words(ip_address("10.77.0.100")) == struct.unpack("<QQ", mapped)
+def test_addresses_and_ports_are_compared_as_they_lie_in_packets() -> None:
+    assert tables.ipv4_word(ip_address("10.77.0.100")).to_bytes(4, "little") == bytes([10, 77, 0, 100])
+    assert tables.ipv6_words(farms.VIP6) == struct.unpack("<QQ", farms.VIP6.packed)
+    assert tables.rule_key(1, Protocol.TCP, 0x1234) == 1 << 17 | 0x3412
