@@ -28,7 +28,7 @@ from farmd.model.config import FarmConfig, Profile
 from farmd.model.errors import ConfigError, FarmError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
-from farmd.net import gateway, sockets
+from farmd.net import gateway, sockets, solicited
 
 if TYPE_CHECKING:
     from farmd.metrics.server import MetricsServer
@@ -114,6 +114,7 @@ class Daemon:
         Raises:
             FarmError: the API's socket cannot be had.
         """
+        groups = solicited.join(self._config.vips, self._facts)
         served = asyncio.create_task(httpd.serve(self._app, self._config.api_socket, self._stop), name="api")
         engine = asyncio.create_task(self._engine.run(), name="engine supervisor")
         others: list[asyncio.Task[Any]] = [asyncio.create_task(self._stop.wait(), name="stop")]
@@ -132,6 +133,8 @@ class Daemon:
         for task in (engine, *others):
             task.cancel()
         ended = await asyncio.gather(engine, *others, return_exceptions=True)
+        if groups is not None:
+            groups.close()
         await served  # Ends by itself, requests under way first; if it could not start, this says why.
         for error in ended:
             if isinstance(error, Exception):
