@@ -2,8 +2,8 @@
 """Hears Neighbour Solicitations for IPv6 VIPs on a real network.
 
 They are sent to the VIP's solicited-node group (RFC 4291, 2.7.1). The kernel joins that group for its interface's own
-addresses only, and the VIP is on lo: without a membership the NIC's multicast filter, and a switch that snoops MLD, keep
-the solicitations away from the filter that would answer them.
+addresses only, and the VIP is on lo: without a membership the NIC's multicast filter, and a switch that snoops MLD,
+keep the solicitations away from the filter that would answer them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def test_without_an_ipv6_vip_there_is_nothing_to_join() -> None:
 @pytest.mark.root
 def test_the_interface_hears_the_group_for_as_long_as_the_socket_lives() -> None:
     with Namespace() as host:
-        host.ip("link add eth0 type dummy")
+        host.ip("link add eth0 type veth peer name eth1")
         host.ip("link set eth0 up")
         facts = host.run(interfaces.facts, ["eth0"])
         member = host.run(solicited.join, [ip_address("fd01::12:3456")], facts)
@@ -38,7 +38,7 @@ def test_the_interface_hears_the_group_for_as_long_as_the_socket_lives() -> None
 @pytest.mark.root
 def test_an_interface_that_is_gone_is_named() -> None:
     with Namespace() as host:
-        host.ip("link add eth0 type dummy")
+        host.ip("link add eth0 type veth peer name eth1")
         facts = host.run(interfaces.facts, ["eth0"])
         host.ip("link del eth0")
         with pytest.raises(KernelError, match="interface eth0: it cannot join ff02::1:ff00:1"):
