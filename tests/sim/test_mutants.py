@@ -9,14 +9,14 @@ from bench.simulate import caught
 from tests.sim.mutants import Mutant, mutated
 
 CATCHING_SEEDS = {
-    Mutant.NO_PROMISE: 1,
+    Mutant.NO_PROMISE: 10,
     Mutant.LEASE_FROM_ACK: 0,
-    Mutant.NO_RESIDUAL_WAIT: 2,
-    Mutant.BALLOT_REUSE: 380,
+    Mutant.NO_RESIDUAL_WAIT: 1,
+    Mutant.BALLOT_REUSE: 579,
     Mutant.NO_RESTART_WAIT: 123,
-    Mutant.EXTEND_BEFORE_START: 642,
-    Mutant.OPEN_BEFORE_LEASE: 14,
-    Mutant.PROMISE_BEFORE_RELEASE: 4,
+    Mutant.EXTEND_BEFORE_START: 282,
+    Mutant.OPEN_BEFORE_LEASE: 13,
+    Mutant.PROMISE_BEFORE_RELEASE: 1175,
     Mutant.NO_TWO_WAY: 0,
 }
 
