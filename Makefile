@@ -4,14 +4,16 @@
 # Debian's own interpreter by default: wheels and C modules are then built for what servers run.
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
-C_FILES := $(wildcard ebpf/*.[ch] cext/*.[ch] cext/*/*.[ch])
+C_FILES := $(wildcard ebpf/*.[ch] cext/*.[ch] cext/*/*.[ch] tests/*/*.[ch] tests/native/shim/*/*.h)
 
-.PHONY: demo test check setup clean help
+.PHONY: demo test check setup clean help fuzz kernels
 
 help:
 	@echo "make demo    three nodes, one virtual IP, on this machine: drain, kill, freeze (as root)"
 	@echo "make test    all checks and all tests (as root)"
 	@echo "make check   style and types only"
+	@echo "make fuzz    the filter against its oracle, 10 million packets, and ten minutes of libFuzzer"
+	@echo "make kernels the packet tests under Debian's own kernel, in QEMU (as root)"
 	@echo "make setup   packages, .venv, C and BPF; the others call it"
 	@echo "make clean   remove what was built, .venv included"
 
@@ -20,6 +22,13 @@ demo: setup
 
 test: check
 	@$(BIN)/pytest
+
+fuzz: setup
+	@$(BIN)/python -m tests.native.campaign
+	@$(BIN)/python -m tests.native.fuzz
+
+kernels: setup
+	@$(BIN)/python -m tests.kernels.run
 
 check: setup
 	@$(BIN)/ruff check

@@ -33,8 +33,15 @@ WANTED = (
 """What a guest needs of the package."""
 
 TESTS = ("tests/packet", "tests/native/test_kernel.py")
-SAMPLE = ("tests/packet/test_sockets.py", "tests/packet/test_neighbours.py")
-"""Both load the filter; together they make it call every helper that it knows."""
+SAMPLE = (
+    "tests/packet/test_sockets.py::test_an_established_connection_is_kept",
+    "tests/packet/test_sockets.py::test_the_node_that_made_a_cookie_takes_it_back",
+    "tests/packet/test_neighbours.py::test_arp",
+    "tests/packet/test_neighbours.py::test_neighbour_discovery",
+    "tests/packet/test_headers.py::TestFragments",
+    "tests/packet/test_lease.py::test_zero_and_the_past_close_at_once",
+)
+"""Each module loads the filter; together they make it call every helper that it knows."""
 
 _ENDED = re.compile(r"^guest: exit (\d+)\r?$", re.MULTILINE)
 _UNAME = re.compile(r"^guest: Linux (\S+)\r?$", re.MULTILINE)
