@@ -352,24 +352,24 @@ static __always_inline int judge_plain_ipv4(struct xdp_md *ctx, enum entry entry
 	const struct farm_rule_slot *rule;
 	__u32 vip, least, kind;
 
-	if ((const void *)(tcp + 1) > frame_end)
+	if (unlikely((const void *)(tcp + 1) > frame_end))
 		return LONG_WAY;
 	vip = find_ipv4_vip(t, ip->daddr);
 	if (!vip)
 		return end(ctx, entry, FARM_NOT_VIP, 0);
-	if (lease_over())
+	if (unlikely(lease_over()))
 		return end(ctx, entry, FARM_DROP_LEASE_OVER, 0);
 	kind = load_32(&ip->frag_off) & bpf_htonl(PLAIN_KIND);
-	if (kind == bpf_htonl(IPPROTO_TCP))
+	if (likely(kind == bpf_htonl(IPPROTO_TCP)))
 		least = sizeof(*ip) + sizeof(*tcp);
-	else if (kind == bpf_htonl(IPPROTO_UDP))
+	else if (likely(kind == bpf_htonl(IPPROTO_UDP)))
 		least = sizeof(*ip) + sizeof(struct udphdr);
 	else
 		return LONG_WAY;
-	if (*(const __u8 *)ip != PLAIN_IPV4 || bpf_ntohs(ip->tot_len) < least || ip->saddr == ip->daddr)
+	if (unlikely(*(const __u8 *)ip != PLAIN_IPV4 || bpf_ntohs(ip->tot_len) < least || ip->saddr == ip->daddr))
 		return LONG_WAY;
 	rule = find_rule(t, farm_rule_key(vip, ip->protocol, tcp->dest));
-	if (!rule)
+	if (unlikely(!rule))
 		return end_without_rule(ctx, entry, t);
 	return end_plain(ctx, entry, rule, farm_bucket_ipv4(&t->hash, ip->saddr, affinity_port(rule, tcp->source)), tcp,
 			 ip->protocol);
@@ -385,25 +385,25 @@ static __always_inline int judge_plain_ipv6(struct xdp_md *ctx, enum entry entry
 	__u32 vip, least;
 
 	// ICMPv6 may be a question to a VIP's neighbours.
-	if ((const void *)(tcp + 1) > frame_end || ip->nexthdr == IPPROTO_ICMPV6)
+	if (unlikely((const void *)(tcp + 1) > frame_end || ip->nexthdr == IPPROTO_ICMPV6))
 		return LONG_WAY;
 	vip_address = address_of_ipv6(&ip->daddr);
 	vip = find_ipv6_vip(t, vip_address);
 	if (!vip)
 		return end(ctx, entry, FARM_NOT_VIP, 0);
-	if (lease_over())
+	if (unlikely(lease_over()))
 		return end(ctx, entry, FARM_DROP_LEASE_OVER, 0);
-	if (ip->nexthdr == IPPROTO_TCP)
+	if (likely(ip->nexthdr == IPPROTO_TCP))
 		least = sizeof(*tcp);
-	else if (ip->nexthdr == IPPROTO_UDP)
+	else if (likely(ip->nexthdr == IPPROTO_UDP))
 		least = sizeof(struct udphdr);
 	else
 		return LONG_WAY;
 	client = address_of_ipv6(&ip->saddr);
-	if (ip->version != 6 || bpf_ntohs(ip->payload_len) < least || same_address(client, vip_address))
+	if (unlikely(ip->version != 6 || bpf_ntohs(ip->payload_len) < least || same_address(client, vip_address)))
 		return LONG_WAY;
 	rule = find_rule(t, farm_rule_key(vip, ip->nexthdr, tcp->dest));
-	if (!rule)
+	if (unlikely(!rule))
 		return end_without_rule(ctx, entry, t);
 	return end_plain(ctx, entry, rule, farm_bucket_ipv6(&t->hash, client.words, affinity_port(rule, tcp->source)),
 			 tcp, ip->nexthdr);
@@ -424,17 +424,17 @@ static __always_inline int judge(struct xdp_md *ctx, enum entry entry)
 	void *at = after_ethernet(data, frame_end, &type);
 	int verdict = LONG_WAY;
 
-	if (!at)
+	if (unlikely(!at))
 		return XDP_PASS;
-	if (type == bpf_htons(ETH_P_IP))
+	if (likely(type == bpf_htons(ETH_P_IP)))
 		verdict = judge_plain_ipv4(ctx, entry, at, frame_end);
-	else if (type == bpf_htons(ETH_P_IPV6))
+	else if (likely(type == bpf_htons(ETH_P_IPV6)))
 		verdict = judge_plain_ipv6(ctx, entry, at, frame_end);
 	else if (type == bpf_htons(ETH_P_ARP))
 		return end(ctx, entry, told_reason(farm_judge_arp(ctx, at - data)), 0);
 	else
 		return XDP_PASS;
-	if (verdict != LONG_WAY)
+	if (likely(verdict != LONG_WAY))
 		return verdict;
 	result = farm_judge_ip(ctx);
 	return end(ctx, entry, told_reason(result & 0xffff), result >> 16);

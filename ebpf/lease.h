@@ -9,7 +9,7 @@
 
 static __always_inline int lease_over(void)
 {
-	return bpf_jiffies64() >= *(volatile __u64 *)&farm_lease;
+	return bpf_jiffies64() >= *(volatile __u64 *)&farm_deadline;
 }
 
 // The jiffy at which a deadline that is `left_ns` away is certainly not over yet, 0 if there is none to come. Rounds
@@ -25,7 +25,7 @@ static __always_inline __u64 deadline_jiffy(__u64 now, __u64 left_ns, __u64 tick
 SEC("syscall")
 int farm_renew(struct farm_lease_call *call)
 {
-	volatile __u64 *deadline = &farm_lease;
+	volatile __u64 *deadline = &farm_deadline;
 	__u64 tick_ns = call->tick_ns;
 	__u64 jiffies = bpf_jiffies64(); // before the clock: what passes between the two shortens the lease
 	__u64 now_ns = bpf_ktime_get_boot_ns();

@@ -13,16 +13,16 @@
 // time, so it reads every value once.
 
 // Which generation of the table counts. Written by the daemon.
-struct farm_active farm_active SEC(".data.farm_active") = {.abi = FARM_ABI_VERSION};
+struct farm_active farm_in_use SEC(".data.farm_active") = {.abi = FARM_ABI_VERSION};
 
 // VIPs, rules, interfaces and the hash key, by generation. Written by the daemon.
-struct farm_table farm_tables[FARM_GENERATIONS] SEC(".data.farm_tables");
+struct farm_table farm_generations[FARM_GENERATIONS] SEC(".data.farm_tables");
 
 // The state of every bucket, by group. Written by the engine; a byte a bucket, so any order of copying is right.
-struct farm_planes farm_planes[FARM_GROUPS] SEC(".data.farm_planes");
+struct farm_planes farm_groups[FARM_GROUPS] SEC(".data.farm_planes");
 
 // The first jiffy at which this node may serve no more; 0: closed. Written by the lease program for the engine.
-__u64 farm_lease SEC(".data.farm_lease");
+__u64 farm_deadline SEC(".data.farm_lease");
 
 // Packets by rule and reason. Per CPU: XDP runs with bottom halves off, so no atomic operation is needed.
 struct {

@@ -10,7 +10,7 @@
 // The generation in use.
 static __always_inline const struct farm_table *active_table(void)
 {
-	return &farm_tables[*(volatile __u32 *)&farm_active.generation & (FARM_GENERATIONS - 1)];
+	return &farm_generations[*(volatile __u32 *)&farm_in_use.generation & (FARM_GENERATIONS - 1)];
 }
 
 // The number of the VIP with this address, 0 if it is none. Mirrored by ipv4_home() in farmd/dataplane/tables.py.
@@ -20,7 +20,7 @@ static __always_inline __u32 find_ipv4_vip(const struct farm_table *t, __be32 ad
 
 #pragma unroll
 	for (int i = 0; i < FARM_PROBES; i++) {
-		if (slot[i].address == address)
+		if (likely(slot[i].address == address))
 			return slot[i].vip;
 		if (!slot[i].vip)
 			return 0;
@@ -37,7 +37,7 @@ static __always_inline __u32 find_ipv6_vip(const struct farm_table *t, struct fa
 
 #pragma unroll
 	for (int i = 0; i < FARM_PROBES; i++) {
-		if (same_address(slot[i].address, address))
+		if (likely(same_address(slot[i].address, address)))
 			return slot[i].vip;
 		if (!slot[i].vip)
 			return 0;
@@ -64,7 +64,7 @@ static __always_inline const struct farm_rule_slot *find_rule(const struct farm_
 
 #pragma unroll
 	for (int i = 0; i < FARM_PROBES; i++) {
-		if (slot[i].key == key)
+		if (likely(slot[i].key == key))
 			return &slot[i];
 		if (!slot[i].rule)
 			return NULL;
@@ -79,7 +79,7 @@ static __always_inline const __u8 *interface_mac(const struct farm_table *t, con
 
 #pragma unroll
 	for (int i = 0; i < FARM_INTERFACES; i++) {
-		if (t->interfaces[i].ifindex == ifindex)
+		if (likely(t->interfaces[i].ifindex == ifindex))
 			return t->interfaces[i].mac;
 	}
 	return NULL;
@@ -107,7 +107,7 @@ static __always_inline __u32 bucket_of(const struct farm_table *t, const struct 
 // Bits of enum farm_state.
 static __always_inline __u8 bucket_state(__u32 group, __u32 bucket)
 {
-	const struct farm_planes *planes = &farm_planes[group & (FARM_GROUPS - 1)];
+	const struct farm_planes *planes = &farm_groups[group & (FARM_GROUPS - 1)];
 
 	return *(volatile const __u8 *)&planes->state[bucket & (FARM_BUCKETS - 1)];
 }
@@ -116,7 +116,7 @@ static __always_inline void count(enum farm_reason reason, __u32 rule)
 {
 	struct farm_counts *counts = bpf_map_lookup_elem(&farm_counters, &rule);
 
-	if (counts)
+	if (likely(counts))
 		counts->packets[reason & (FARM_REASONS - 1)]++;
 }
 

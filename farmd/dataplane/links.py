@@ -15,8 +15,7 @@ from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 
 _VETH = "veth fixes a frame's type before native XDP runs, so frames to the virtual MAC would be lost"
-
-
+_ORDERED = "farm.toml says so"
 _FLAGS = {AttachMode.NATIVE: int(lib.XDP_FLAGS_DRV_MODE), AttachMode.GENERIC: int(lib.XDP_FLAGS_SKB_MODE)}
 
 
@@ -53,7 +52,8 @@ def attach(program: Program, facts: InterfaceFacts, wanted: AttachMode, pin_dir:
             mode = _present_mode(facts)
             if wanted is AttachMode.AUTO or wanted is mode:
                 link.update(program)
-                return Attachment(facts.name, facts.ifindex, mode, "the link of the last run goes on", True)
+                reason = f"{_why(facts, wanted, mode)}; the link of the last run goes on"
+                return Attachment(facts.name, facts.ifindex, mode, reason, True)
             link.detach()
             changed = f"; was {mode} before"
         pin.unlink()
@@ -82,28 +82,40 @@ def _attach_anew(program: Program, facts: InterfaceFacts, wanted: AttachMode, pi
     if number := xdp_presence(facts.ifindex).any:
         raise _foreign(facts, number)
     if wanted is AttachMode.AUTO and facts.kind == "veth":
-        link, mode, reason = _create(program, facts, AttachMode.GENERIC), AttachMode.GENERIC, _VETH
+        mode = AttachMode.GENERIC
+        link, reason = _create(program, facts, mode), _VETH
     elif wanted is AttachMode.AUTO:
         link, mode, reason = _create_best(program, facts)
     else:
         mode = wanted
-        link, reason = _create(program, facts, mode), "farm.toml says so"
+        link, reason = _create(program, facts, mode), _ORDERED
     with link:
         link.pin(pin)
     return Attachment(facts.name, facts.ifindex, mode, reason + note, False)
 
 
 def _create_best(program: Program, facts: InterfaceFacts) -> tuple[Link, AttachMode, str]:
-    driver = facts.driver or facts.kind or "the driver"
     try:
-        return (
-            Link.create(program, facts.ifindex, _FLAGS[AttachMode.NATIVE]),
-            AttachMode.NATIVE,
-            f"{driver} supports it",
-        )
+        link = Link.create(program, facts.ifindex, _FLAGS[AttachMode.NATIVE])
+        return link, AttachMode.NATIVE, f"{_driver(facts)} supports it"
     except OSError as refused:
-        why = f"{driver} refused native XDP: {refused.strerror}"
+        why = f"{_driver(facts)} refused native XDP: {refused.strerror}"
     return _create(program, facts, AttachMode.GENERIC), AttachMode.GENERIC, why
+
+
+def _driver(facts: InterfaceFacts) -> str:
+    return facts.driver or facts.kind or "the driver"
+
+
+def _why(facts: InterfaceFacts, wanted: AttachMode, mode: AttachMode) -> str:
+    """Why a link of the last run has its mode, as far as one can tell without trying again."""
+    if wanted is not AttachMode.AUTO:
+        return _ORDERED
+    if mode is AttachMode.NATIVE:
+        return f"{_driver(facts)} supports it"
+    if facts.kind == "veth":
+        return _VETH
+    return f"{_driver(facts)} had refused native XDP, or farm.toml had asked for generic mode"
 
 
 def _create(program: Program, facts: InterfaceFacts, mode: AttachMode) -> Link:

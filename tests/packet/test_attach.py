@@ -79,6 +79,9 @@ def test_native_where_the_driver_can(rig: Rig) -> None:
         assert [one.mode for one in made.attachments] == ["native"]
         assert rig.run(xdp_presence, facts.ifindex).native
         made.close()
+        made = rig.run(Filter.attach, replace(settings, interfaces=("native0",)), KEY, [facts])
+        assert made.attachments[0].reason == "the driver supports it; the link of the last run goes on"
+        made.close()
 
 
 def test_generic_where_the_driver_cannot(rig: Rig) -> None:
@@ -87,6 +90,9 @@ def test_generic_where_the_driver_cannot(rig: Rig) -> None:
         made = rig.run(Filter.attach, replace(settings, interfaces=("lo",)), KEY, [lo])
         (one,) = made.attachments
         assert (one.mode, one.reason) == ("generic", "loopback refused native XDP: Operation not supported")
+        made.close()
+        made = rig.run(Filter.attach, replace(settings, interfaces=("lo",)), KEY, [lo])
+        assert made.attachments[0].reason.startswith("loopback had refused native XDP, or")
         made.close()
 
 
@@ -108,6 +114,7 @@ def test_a_restart_keeps_everything(fresh: Rig) -> None:
 
     (one,) = again.attachments
     assert (one.reattached, again.fresh_maps) == (True, False)
+    assert one.reason.endswith("virtual MAC would be lost; the link of the last run goes on")
     assert fresh.control.read(1) == planes
     assert fresh.control.lease_left_ns() > 0
     assert again.counters() == counters
@@ -198,6 +205,10 @@ def test_another_mode_by_order(fresh: Rig) -> None:
     made = fresh.attach(replace(fresh.config, attach_mode=AttachMode.NATIVE))
     (one,) = made.attachments
     assert (one.mode, one.reattached, one.reason) == ("native", False, "farm.toml says so; was generic before")
+    made.close()
+
+    made = fresh.attach(replace(fresh.config, attach_mode=AttachMode.NATIVE))
+    assert made.attachments[0].reason == "farm.toml says so; the link of the last run goes on"
     made.close()
 
 
