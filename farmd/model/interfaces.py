@@ -11,7 +11,8 @@ class InterfaceFacts:
     """One network interface of this namespace, as netlink tells it.
 
     `kind` is netlink's link kind ("veth", "bond", "vlan", ...), "" for a physical interface; `driver` the kernel
-    driver's name, "" if there is none or it is unknown; `mac` has 6 bytes; `mtu` is in bytes, without the Ethernet header.
+    driver's name, "" if there is none or it is unknown; `mac` has 6 bytes; `mtu` is in bytes, without the Ethernet
+    header.
     """
 
     name: str
