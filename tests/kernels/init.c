@@ -69,13 +69,13 @@ static void mount_all(void)
 	put("memory", "/memory", "tmpfs", 0, NULL);
 	need(mkdir("/memory/upper", 0755), "/memory/upper");
 	need(mkdir("/memory/work", 0755), "/memory/work");
-	put("overlay", "/root", "overlay", 0, "lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work");
-	put("dev", "/root/dev", "devtmpfs", 0, NULL);
-	put("proc", "/root/proc", "proc", 0, NULL);
-	put("sys", "/root/sys", "sysfs", 0, NULL);
-	put("bpf", "/root/sys/fs/bpf", "bpf", 0, NULL);
-	put("run", "/root/run", "tmpfs", 0, NULL);
-	put("tmp", "/root/tmp", "tmpfs", 0, NULL);
+	put("overlay", "/tree", "overlay", 0, "lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work");
+	put("dev", "/tree/dev", "devtmpfs", 0, NULL);
+	put("proc", "/tree/proc", "proc", 0, NULL);
+	put("sys", "/tree/sys", "sysfs", 0, NULL);
+	put("bpf", "/tree/sys/fs/bpf", "bpf", 0, NULL);
+	put("run", "/tree/run", "tmpfs", 0, NULL);
+	put("tmp", "/tree/tmp", "tmpfs", 0, NULL);
 }
 
 // What follows `name` on the kernel's command line up to the next space.
@@ -106,7 +106,7 @@ static int run(const char *folder, char *command)
 
 	need(child, "fork");
 	if (child == 0) {
-		need(chroot("/root"), "chroot");
+		need(chroot("/tree"), "chroot");
 		need(chdir(folder), folder);
 		execve("/bin/sh", arguments, environment);
 		perror("/bin/sh");

@@ -30,7 +30,7 @@ static void read_planes(struct node *node)
 
 	get(&group, sizeof(group));
 	require(group < FARM_GROUPS, "a group has planes");
-	get(node->planes[group], sizeof(*node->planes[group]));
+	get(&node->planes[group], sizeof(*node->planes));
 }
 
 static void read_lease(struct node *node)

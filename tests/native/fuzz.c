@@ -59,13 +59,6 @@ static void share_out(int split)
 	}
 }
 
-// Gives a node of a farm its share.
-static void take_share(struct node *node, int split, int number)
-{
-	for (int group = 0; group < FARM_GROUPS; group++)
-		node->planes[group] = &splits[split][number][group];
-}
-
 static struct node *make_node(const struct farm_table *table, uint8_t state, uint64_t lease)
 {
 	struct node *node = node_new();
@@ -73,8 +66,7 @@ static struct node *make_node(const struct farm_table *table, uint8_t state, uin
 	node_configure(node, table);
 	node->jiffies = 1000;
 	*node->lease = lease;
-	for (int group = 0; group < FARM_GROUPS; group++)
-		memset(node->planes[group], state, sizeof(*node->planes[group]));
+	memset(node->planes, state, sizeof(*node->planes) * FARM_GROUPS);
 	return node;
 }
 
@@ -92,9 +84,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 		farms[i].closed = make_node(&variants[i], FARM_OWN, 1000);
 		for (int k = 0; k < NODES; k++) {
 			farms[i].nodes[k] = make_node(&variants[i], 0, 1001);
-			for (int group = 0; group < FARM_GROUPS; group++)
-				free(farms[i].nodes[k]->planes[group]); // they have a share instead
-			take_share(farms[i].nodes[k], 0, k);
+			free(farms[i].nodes[k]->planes); // it has a share instead
+			farms[i].nodes[k]->planes = splits[0][k];
 		}
 	}
 	return 0;
@@ -141,7 +132,7 @@ static struct reply judge(struct node *node, const struct request *request, cons
 
 	memcpy(out, frame, request->bytes);
 	reply = node_judge(node, request, out);
-	check_frame(&reply, request, frame, out, node->tables[node->active->generation]);
+	check_frame(&reply, request, frame, out, &node->tables[node->active->generation]);
 	return reply;
 }
 
@@ -200,7 +191,7 @@ static void run_frames(struct farm *farm, const uint8_t *head, const uint8_t *da
 	node_forget_fragments(farm->closed);
 	for (int k = 0; k < NODES; k++) {
 		node_forget_fragments(farm->nodes[k]);
-		take_share(farm->nodes[k], split, k);
+		farm->nodes[k]->planes = splits[split][k];
 	}
 	for (int i = 0; i < MAX_FRAMES && size > 2; i++) {
 		struct request request = {.ifindex = head[2] & 1 ? 99 : IFINDEX, .no_room = head[2] >> 1 & 1};

@@ -1,16 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 // The filter, compiled for this machine, between helpers that keep the kernel's promises and no more.
+#include "maps.h"
+#include "harness.h"
+
+// What the program that runs now has in its hands.
+static struct {
+	struct node *node;
+	const struct request *request;
+	struct bpf_sock *socket;    // looked up and not yet released
+	struct farm_counts *counts; // of the rule below
+	__u32 counted_rule;
+	__u32 countings; // how often it asked for a counter
+	__u32 group;	 // whose planes it asked last,
+	__u32 bucket;	 // and for which bucket
+} running;
+
+// The filter's variables are those of the node that it runs on.
+#define farm_in_use	 (*running.node->active)
+#define farm_generations running.node->tables
+#define farm_groups	 running.node->planes
+#define farm_deadline	 (*running.node->lease)
+
 #include "table.h"
 
 // Which bucket a packet fell into is what the oracle wants to know. All who ask for a bucket's state come by here.
-static struct {
-	__u32 group, bucket;
-} seen;
-
 static inline __u8 seen_bucket_state(__u32 group, __u32 bucket)
 {
-	seen.group = group;
-	seen.bucket = bucket;
+	running.group = group;
+	running.bucket = bucket;
 	return bucket_state(group, bucket);
 }
 
@@ -21,7 +38,6 @@ static inline __u8 seen_bucket_state(__u32 group, __u32 bucket)
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "harness.h"
 
 #if __has_feature(memory_sanitizer)
 #include <sanitizer/msan_interface.h>
@@ -29,16 +45,6 @@ static inline __u8 seen_bucket_state(__u32 group, __u32 bucket)
 #else
 #define REQUIRE_INITIALIZED(memory, bytes) (void)0
 #endif
-
-// What the program that runs now has in its hands.
-static struct {
-	struct node *node;
-	const struct request *request;
-	struct bpf_sock *socket;    // looked up and not yet released
-	struct farm_counts *counts; // of the rule below
-	__u32 counted_rule;
-	__u32 countings; // how often it asked for a counter
-} running;
 
 void require(int condition, const char *rule)
 {
@@ -61,10 +67,8 @@ struct node *node_new(void)
 	struct node *node = new_block(sizeof(*node));
 
 	node->active = new_block(sizeof(*node->active));
-	for (int i = 0; i < FARM_GENERATIONS; i++)
-		node->tables[i] = new_block(sizeof(*node->tables[i]));
-	for (int i = 0; i < FARM_GROUPS; i++)
-		node->planes[i] = new_block(sizeof(*node->planes[i]));
+	node->tables = new_block(sizeof(*node->tables) * FARM_GENERATIONS);
+	node->planes = new_block(sizeof(*node->planes) * FARM_GROUPS);
 	node->lease = new_block(sizeof(*node->lease));
 	node->fragments = new_block(sizeof(*node->fragments) * FRAGMENT_SLOTS);
 	node->age = 1;
@@ -74,7 +78,7 @@ struct node *node_new(void)
 void node_configure(struct node *node, const struct farm_table *table)
 {
 	node->active->generation = 1 - node->active->generation;
-	*node->tables[node->active->generation] = *table;
+	node->tables[node->active->generation] = *table;
 	node_forget_fragments(node);
 }
 
@@ -112,25 +116,17 @@ static void *counts_of(__u32 rule)
 
 void *bpf_map_lookup_elem(const void *map, const void *key)
 {
-	struct node *node = running.node;
 	struct fragment_slot *slot;
 	__u32 index;
 
 	if (map == &farm_fragments) {
 		slot = fragment_slot(key);
-		return slot->age == node->age && !memcmp(&slot->key, key, sizeof(slot->key)) ? &slot->value : NULL;
+		return slot->age == running.node->age && !memcmp(&slot->key, key, sizeof(slot->key)) ? &slot->value
+												     : NULL;
 	}
+	require(map == &farm_counters, "only maps of its own are looked up");
 	REQUIRE_INITIALIZED(key, sizeof(index));
 	memcpy(&index, key, sizeof(index));
-	if (map == &farm_active)
-		return index ? NULL : node->active;
-	if (map == &farm_tables)
-		return index < FARM_GENERATIONS ? node->tables[index] : NULL;
-	if (map == &farm_planes)
-		return index < FARM_GROUPS ? node->planes[index] : NULL;
-	if (map == &farm_lease)
-		return index ? NULL : node->lease;
-	require(map == &farm_counters, "only maps of its own are looked up");
 	return counts_of(index);
 }
 
@@ -263,7 +259,7 @@ static __u32 run(int (*program)(struct xdp_md *), struct node *node, const struc
 	running.counts = &counts;
 	replace_frame(ctx, frame, request->bytes, request->bytes);
 	ctx->ingress_ifindex = request->ifindex;
-	seen.group = seen.bucket = NO_BUCKET;
+	running.group = running.bucket = NO_BUCKET;
 	result = program(ctx);
 	require(!running.socket, "every socket is released");
 	return result;
@@ -297,8 +293,8 @@ struct reply node_judge(struct node *node, const struct request *request, __u8 *
 	reply.verdict = told & 0xff;
 	reply.reason = told >> 8 & 0xff;
 	reply.rule = told >> 16;
-	reply.group = seen.group;
-	reply.bucket = seen.bucket;
+	reply.group = running.group;
+	reply.bucket = running.bucket;
 	reply.bytes = frame_bytes(&ctx);
 	require(reply.reason < FARM_UNDECIDED && reply.rule <= FARM_RULES, "every packet has a reason");
 	check_twin(node, request, frame, &ctx, &reply);

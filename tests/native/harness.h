@@ -58,8 +58,8 @@ enum fragment_slots {
 
 struct node {
 	struct farm_active *active;
-	struct farm_table *tables[FARM_GENERATIONS];
-	struct farm_planes *planes[FARM_GROUPS];
+	struct farm_table *tables;  // FARM_GENERATIONS
+	struct farm_planes *planes; // FARM_GROUPS
 	__u64 *lease;
 	struct fragment_slot *fragments;
 	__u32 age;

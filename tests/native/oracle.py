@@ -22,7 +22,6 @@ from tests.native.worlds import IFINDEX, NODE_MAC, VIRTUAL_MAC, World
 
 TAGS, EXTENSIONS, REACH = 2, 6, 1023
 HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AH, ICMP6, OPTIONS = 0, 1, 6, 17, 43, 44, 51, 58, 60
-MAPPED = bytes(10) + b"\xff\xff"
 CHAIN = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, AH, OPTIONS))
 OWN, HELD, FRESH = 1, 2, 4
 NO_BUCKET = 0xFFFF
@@ -234,12 +233,11 @@ class Oracle:
 
     def _rule(self, arrival: Arrival, packet: Packet) -> tuple[Reason, int]:
         rule: Rule | None = None
-        vip = packet.vip.removeprefix(MAPPED)
         if packet.protocol in (TCP, UDP):
             if packet.segment is Segment.ORPHAN:
-                rule = self.portless.get((vip, packet.protocol))
+                rule = self.portless.get((packet.vip, packet.protocol))
             else:
-                rule = self.rules.get((vip, packet.protocol, packet.vip_port))
+                rule = self.rules.get((packet.vip, packet.protocol, packet.vip_port))
         if rule is not None:
             port = packet.client_port if rule.affinity is Affinity.CLIENT_IP_PORT else 0
             return self._decide(arrival, packet, self._state(rule.group, packet.client, port)), rule.index
@@ -278,8 +276,6 @@ def _rulebook(world: World) -> tuple[set[bytes], dict[tuple[bytes, int, int], Ru
     """The VIPs as they stand in headers; the rules by VIP, protocol and port; and by VIP and protocol alone, where that
     is enough to steer a later fragment whose first was not seen: all rules are by address and in one group."""
     vips = {vip.packed for vip in world.vips}
-    # ::ffff:a.b.c.d is the same VIP; no such packet is on any wire (RFC 4291, 2.5.5.2), and no stack takes one.
-    vips |= {MAPPED + vip for vip in vips if len(vip) == 4}
     rules = {(rule.vip.packed, PROTOCOL_NUMBER[rule.protocol], rule.port): rule for rule in world.rules}
     kinds: dict[tuple[bytes, int], list[Rule]] = {}
     for (vip, protocol, _), rule in rules.items():
