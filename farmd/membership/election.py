@@ -41,6 +41,8 @@ class Election:
         self._pause_until_ns = NEVER_NS
         self._failures = 0
         self._ballot = NO_BALLOT
+        self._outbid = NO_BALLOT
+        """The highest ballot that a voter refused us for."""
         self._begun_ns = 0
         self._resend_ns = 0
         self._poll = Poll()
@@ -115,13 +117,18 @@ class Election:
     def _ask(self, now_ns: int) -> None:
         state = self._state
         self.stage = Stage.ASKING
-        if not (self._ballot == state.reserved > state.view.ballot and self._ballot.counter >= state.top_counter):
+        if not self._is_good():
             self._ballot = self._new_ballot()
         state.know(self._ballot)
         state.reserved = self._ballot
         self._begun_ns = now_ns
         self._poll = Poll()
         self._resend_ns = now_ns
+
+    def _is_good(self) -> bool:
+        """Our ballot may be asked for again. One that a voter has refused will be refused for ever (seed 1766)."""
+        state, ballot = self._state, self._ballot
+        return ballot == state.reserved > max(state.view.ballot, self._outbid) and ballot.counter >= state.top_counter
 
     def _new_ballot(self) -> Ballot:
         """Above every ballot seen, and unlike any other: the boot id tells our incarnations apart."""
@@ -135,6 +142,7 @@ class Election:
         if reply.ballot != self._ballot or sender not in state.settings.voters:
             return
         if not reply.granted:
+            self._outbid = max(self._outbid, reply.highest)
             if self.stage is not Stage.IDLE:
                 self._pause(now_ns)
         elif self.stage is Stage.ASKING:
