@@ -17,7 +17,7 @@ from farmd.model.errors import NotFound
 from farmd.model.nodes import NodeId
 from farmd.model.planes import CLOSED, Planes
 from farmd.model.rules import Address, Affinity, Protocol, Rule
-from farmd.model.siphash import client_words, siphash13
+from farmd.model.siphash import client_message, siphash13
 
 _ANY_PORT = 49152
 """First dynamic port (RFC 6335): stands for the client's port in a probe when the question named none."""
@@ -50,7 +50,7 @@ def explain(
     rule = _rule_for(config, question)
     affinity = rule.affinity
     port = question.port if question.port is not None else _ANY_PORT
-    digest = siphash13(key, client_words(affinity, question.client, port))
+    digest = siphash13(key, client_message(affinity, question.client, port))
     bucket = digest % BUCKETS
     view = report.view
     owner = None if view is None else view.owner(rule.group, bucket)

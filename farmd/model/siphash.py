@@ -58,7 +58,3 @@ def client_message(affinity: Affinity, client: Address, port: int) -> bytes:
 def bucket_of(key: bytes, affinity: Affinity, client: Address, port: int) -> int:
     """The bucket of a client's packet: SipHash-1-3 modulo `BUCKETS`."""
     return siphash13(key, client_message(affinity, client, port)) % BUCKETS
-
-
-client_words = client_message
-"""The name that `farmd.daemon.explain` still uses."""
