@@ -24,6 +24,7 @@ test: check
 	@$(BIN)/pytest
 
 fuzz: setup
+	@$(BIN)/python -m tests.native.mutants
 	@$(BIN)/python -m tests.native.campaign
 	@$(BIN)/python -m tests.native.fuzz
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -51,21 +52,32 @@ class CannotBuildError(Exception):
     """A tool is missing, or the compiler refused; the text says which."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A filter with one mistake: `old` in a file of `ebpf/` becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
 @cache
-def build(kind: Kind) -> Path:
+def build(kind: Kind, mutant: Mutant | None = None) -> Path:
     """Compile one program, once in the life of this process; returns it. Raises CannotBuildError."""
     clang = shutil.which("clang")
     if clang is None:
         raise CannotBuildError("clang is missing: make setup")
-    _copy_filter(FOLDER / "ebpf")
-    variants = FOLDER / "variants.bin"
+    folder = FOLDER / "mutant" if mutant else FOLDER
+    _copy_filter(folder / "ebpf", mutant)
+    variants = folder / "variants.bin"
     variants.write_bytes(b"".join(world.table for world in worlds.WORLDS))
     main = HERE / ("driver.c" if kind.startswith("judge") else "fuzz.c")
-    target = FOLDER / kind
+    target = folder / kind
     command = [clang, "-O1", "-g", "-fno-omit-frame-pointer", *WARNINGS, *FLAGS[kind]]
     if "memory" not in kind:
         command += ["-fno-sanitize=alignment", "-fno-sanitize-recover=all"]
-    command += [f"-I{HERE / 'shim'}", f"-I{FOLDER / 'ebpf'}", f"-I{HERE}", f'-DVARIANTS_FILE="{variants}"']
+    command += [f"-I{HERE / 'shim'}", f"-I{folder / 'ebpf'}", f"-I{HERE}", f'-DVARIANTS_FILE="{variants}"']
     run([*command, str(HERE / "harness.c"), str(main), "-o", f"{target}.new"])
     return Path(f"{target}.new").replace(target)
 
@@ -87,11 +99,18 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> str
     return done.stdout
 
 
-def _copy_filter(folder: Path) -> None:
+def _copy_filter(folder: Path, mutant: Mutant | None) -> None:
     """The filter's sources with the masks in C; line for line, so that reports are about the real files too."""
     folder.mkdir(parents=True, exist_ok=True)
     for source in (ROOT / "ebpf").glob("*.[ch]"):
-        text = _MASK.sub(r"\1 &= \2;", source.read_text())
+        text = source.read_text()
+        if mutant and mutant.file == source.name:
+            if text.count(mutant.old) != 1:
+                raise CannotBuildError(
+                    f"{source.name} does not have `{mutant.old}` once: mend the mutant {mutant.name}"
+                )
+            text = text.replace(mutant.old, mutant.new)
+        text = _MASK.sub(r"\1 &= \2;", text)
         if _OTHER_ASSEMBLY.search(text):
             raise CannotBuildError(f"{source.name} has assembly that tests/native/build.py cannot put into C")
         (folder / source.name).write_text(text)

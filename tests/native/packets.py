@@ -112,6 +112,8 @@ class Generator:
     def _chain(self, protocol: int, fragment: tuple[int, int]) -> tuple[int, bytes]:
         """Extension headers, now and then too many or too long: the type of the first, and all of them."""
         rng = self.rng
+        if rng.random() < 0.04:
+            return self._far(protocol, fragment)
         kinds: list[int] = []
         if rng.random() < 0.15:
             kinds = [rng.choice((HOP_BY_HOP, ROUTING, OPTIONS, AH)) for _ in range(rng.choice((1, 1, 2, 5, 6, 7)))]
@@ -123,6 +125,14 @@ class Generator:
             chain = self._extension(kind, following, fragment, long) + chain
             following = kind
         return following, chain
+
+    def _far(self, protocol: int, fragment: tuple[int, int]) -> tuple[int, bytes]:
+        """A chain that ends about where the filter stops looking."""
+        chain, following = b"", protocol
+        if fragment[1] or self.rng.random() < 0.5:
+            chain, following = self._extension(FRAGMENT, protocol, fragment, long=False), FRAGMENT
+        units = self.rng.randrange(117, 123)
+        return OPTIONS, struct.pack("!BB", following, units) + bytes((units + 1) * 8 - 2) + chain
 
     def _extension(self, kind: int, following: int, fragment: tuple[int, int], long: bool) -> bytes:
         rng = self.rng

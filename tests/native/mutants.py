@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters with one mistake each, and how many generated packets it takes to find it: `python -m tests.native.mutants`.
+
+A campaign that finds no difference says something only if it would have found these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.native.build import Kind, Mutant, build
+from tests.native.campaign import BATCH, run_batch
+from tests.native.judge import SanitizerError
+
+MUTANTS = (
+    Mutant("a SYN cookie or handshake is off by one", "sockets.h", "request->snt_isn + 1", "request->snt_isn"),
+    Mutant("a reset does not reach TIME_WAIT", "sockets.h", "& (TCP_FIN | TCP_RST) ||", "& TCP_FIN ||"),
+    Mutant("a quoted packet's ports stay unswapped", "farm.bpf.c", "p->vip_port = ports[0]", "p->vip_port = ports[1]"),
+    Mutant(
+        "a listener is taken for a connection",
+        "sockets.h",
+        "? COOKIE_CLAIM : NO_CLAIM",
+        "? COOKIE_CLAIM : SOCKET_CLAIM",
+    ),
+    Mutant("a fragment header may end anywhere", "parse.h", "next < 0 || c.offset > HEADERS_MASK", "next < 0"),
+    Mutant(
+        "the quoted packet's fragment flag is used", "farm.bpf.c", "if (fragment == FIRST_", "if (p.fragment == FIRST_"
+    ),
+    Mutant("IPv6 datagrams are told apart by protocol", "farm.bpf.c", "p.ipv6 ? 0 : p.protocol", "p.protocol"),
+    Mutant(
+        "port 0 is a later fragment's",
+        "table.h",
+        "1U << 31 | farm_rule_key(vip, protocol, 0)",
+        "farm_rule_key(vip, protocol, 0)",
+    ),
+    Mutant("the message's length is not hashed", "siphash.h", "18ULL << 56 | port", "port"),
+    Mutant("solicitations may be routed", "neighbour.h", "ip->hop_limit != ND_HOP_LIMIT || ", ""),
+    Mutant("one tag only", "parse.h", "VLAN_TAGS = 2", "VLAN_TAGS = 1"),
+    Mutant("one extension header more", "parse.h", "IPV6_CHAIN = 6", "IPV6_CHAIN = 7"),
+    Mutant("the lease lasts a tick longer", "lease.h", "bpf_jiffies64() >= ", "bpf_jiffies64() > "),
+    Mutant(
+        "fresh buckets take what follows",
+        "farm.bpf.c",
+        "state & FARM_OWN && (protocol == IPPROTO_UDP || is_opening(tcp))",
+        "state & FARM_OWN && (protocol != IPPROTO_ICMP || is_opening(tcp))",
+    ),
+)
+FIRST_SEED = 7
+
+
+def packets_to_find(mutant: Mutant, most: int) -> int | None:
+    """How many packets were compared until the mistake showed, in batches; None: `most` did not show it."""
+    program = build(Kind.JUDGE, mutant)
+    for batch in range(most // BATCH):
+        try:
+            if run_batch(program, FIRST_SEED, batch).differences:
+                return (batch + 1) * BATCH
+        except SanitizerError:
+            return (batch + 1) * BATCH
+    return None
+
+
+def main() -> int:
+    """Print the table; 1 if a mutant was not found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--packets", type=int, default=500_000, help="give a mutant up after so many")
+    most = parser.parse_args().packets
+    missed = 0
+    for mutant in MUTANTS:
+        found = packets_to_find(mutant, most)
+        missed += found is None
+        print(f"{'not found' if found is None else f'{found:,}':>10}  {mutant.name}", flush=True)
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
