@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import platform
+import signal
 import struct
 from functools import cache
 
@@ -15,6 +16,11 @@ import pytest
 _BPF_MAP_CREATE = 0
 _BPF_MAP_TYPE_ARRAY = 2
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+
+
+def pytest_sessionstart() -> None:
+    """Ctrl-C ends what tests start, also where they run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,14 +178,20 @@ def test_check_exits_3_and_still_shows(farm: Served) -> None:
     assert result.stderr == "farmctl: farm web: not healthy: node3 is failed. Look at it.\n"
 
 
-def test_wait_ends_when_the_last_node_is_there(farm: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    farm.backend.current["members"][2]["state"] = "joining"
-    later = threading.Timer(0.6, lambda: farm.backend.current["members"][2].update({"state": "up"}))
-    later.start()
+def test_wait_ends_when_the_last_node_is_there(
+    farm: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node3, answer = farm.backend.current["members"][2], farm.backend.status
+    states = iter(["joining", "joining", "up"])
+
+    async def status() -> FarmStatus:
+        node3["state"] = next(states)
+        return await answer()
+
+    monkeypatch.setattr(farm.backend, "status", status)
 
     code = run(["--socket", str(farm.path), "status", "--wait", "--wait-duration", "30"])
 
-    later.join()
     output = capsys.readouterr()
     assert code == 0
     assert output.err == "waiting: node3 is joining\n"
