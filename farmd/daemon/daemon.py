@@ -78,9 +78,10 @@ class Daemon:
             self._tell,
             maps_are_new=filter_ is not None and filter_.fresh_maps,
         )
-        backend = DaemonBackend(config, ring.hash_key, self._engine, filter_, self._events, self._problems, self.reload)
-        self._backend = backend
-        self._app = api.build(backend)
+        self._backend = DaemonBackend(
+            config, ring.hash_key, self._engine, filter_, self._events, self._problems, self.reload
+        )
+        self._app = api.build(self._backend)
         for one in () if filter_ is None else filter_.attachments:
             how = "reattached" if one.reattached else "attached"
             self._tell("filter.attached", f"{how} to {one.interface} in {one.mode} mode: {one.reason}")

@@ -214,7 +214,7 @@ class Engine:
 
     def _is_current(self, arguments: dict[str, Any]) -> bool:
         """Whether the daemon looked at its sockets under the view of now."""
-        return bool(arguments["ballot"] == str(self._node.status(boot_ns()).view.ballot))
+        return bool(arguments["ballot"] == str(self._node.ballot))
 
     def _report(self, now: int) -> EngineReport:
         status = self._node.status(now)

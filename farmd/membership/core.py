@@ -79,7 +79,7 @@ from farmd.membership.settings import FAR_NS, NEVER_NS, Settings
 from farmd.membership.state import State
 from farmd.membership.status import Register
 from farmd.model.nodes import BootId, NodeId
-from farmd.model.view import NO_BALLOT
+from farmd.model.view import NO_BALLOT, Ballot
 
 
 class Node:
@@ -208,6 +208,11 @@ class Node:
         for peer in state.peers.values():
             peer.forgive(now_ns, for_ns)
         return self.tick(now_ns)
+
+    @property
+    def ballot(self) -> Ballot:
+        """The ballot of the adopted view, without the price of a whole `status`."""
+        return self._state.view.ballot
 
     def status(self, now_ns: int) -> NodeStatus:
         """A frozen picture of this node."""
