@@ -111,9 +111,9 @@ class Client:
         """Let the daemon put farm.toml as it is now in force; an invalid one is refused and changes nothing."""
         return self._call("POST", "/v1/reload", "Operation", {})
 
-    def leave(self) -> Answer[Operation]:
-        """Let this node leave the farm as planned."""
-        return self._call("POST", "/v1/leave", "Operation", {})
+    def leave(self, *, force: bool = False) -> Answer[Operation]:
+        """Let this node leave the farm as planned. Refused without `force` if the farm would go dark."""
+        return self._call("POST", "/v1/leave", "Operation", {"force": force})
 
     def _change(self, member: str, what: str, body: dict[str, Any]) -> Answer[Operation]:
         return self._call("POST", f"/v1/members/{quote(member, safe='')}/{what}", "Operation", body)

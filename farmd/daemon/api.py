@@ -90,7 +90,7 @@ class Backend(Protocol):
     async def reload(self) -> Operation:
         """Put farm.toml as it is now in force, if it is valid."""
 
-    async def leave(self) -> Operation:
+    async def leave(self, force: bool) -> Operation:
         """Leave the farm as planned: close, say goodbye, stop."""
 
 
@@ -171,8 +171,8 @@ class _Api:
         return await self._backend.reload()
 
     async def leave(self, request: Request) -> Operation:
-        await _Body.read(request, set())
-        return await self._backend.leave()
+        body = await _Body.read(request, {"force"})
+        return await self._backend.leave(body.value("force", bool, default=False))
 
     async def on_farm_error(self, _: Request, error: FarmError) -> Response:
         data: dict[str, Any] = dict(_error_data(error))

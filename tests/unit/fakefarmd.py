@@ -157,8 +157,8 @@ class FakeFarmd:
         self.asked.append(("reload",))
         return Operation(accepted=True, text="farm.toml is valid and put in force")
 
-    async def leave(self) -> Operation:
-        self.asked.append(("leave",))
+    async def leave(self, force: bool) -> Operation:
+        self.asked.append(("leave", force))
         return Operation(accepted=True, text="node1 hands its buckets over and stops")
 
     def problem(self, text: str, severity: str = "error") -> None:

@@ -79,7 +79,8 @@ def test_every_answer_has_the_same_envelope(farm: Served) -> None:
             ("weight", "node2", 255, "x"),
         ),
         ("POST", "/v1/reload", b"{}", "Operation", ("reload",)),
-        ("POST", "/v1/leave", b"{}", "Operation", ("leave",)),
+        ("POST", "/v1/leave", b"{}", "Operation", ("leave", False)),
+        ("POST", "/v1/leave", b'{"force": true}', "Operation", ("leave", True)),
         ("GET", "/v1/explain?client=192.0.2.7", None, "Explanation", ("explain", "192.0.2.7", None, None, None, None)),
         (
             "GET",
