@@ -13,7 +13,6 @@ takes SCHED_FIFO for itself, so that other processes of this machine do not push
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from bench.realtime import take_cpu
 from bench.report import percentile, publish, table
 from farmd.dataplane.kernel import Link, Program, load
 from farmd.model.rules import Address, Affinity, Protocol, Rule
@@ -196,15 +196,6 @@ def goal_of(name: str) -> float | None:
     if rest and rest[0] not in ("v4", "v6"):
         return None
     return GOALS.get(f"{head}, 1000 rules" if "1000 rules" in rest else head)
-
-
-def take_cpu() -> str:
-    """Put this process, and the threads it will start, before all ordinary ones; which scheduling it has then."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        return "SCHED_OTHER"
-    return "SCHED_FIFO"
 
 
 def main() -> None:
