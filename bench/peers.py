@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a packet costs a node from the cable to the verdict, beside what else Linux has for the same job.
 
-    sudo .venv/bin/python -m bench.peers [--rounds 30] [--frames 100000]
+    sudo .venv/bin/python -m bench.peers [--rounds 40] [--frames 50000]
 
 Five nodes stand at once, each on a cable of its own: one that drops everything in XDP, one that decides nothing, and a
 farm's first of three nodes by farmd, by nftables' `jhash` at the ingress hook, and by the iptables `cluster` match with
@@ -68,10 +68,10 @@ LOADS = (
 class Series:
     """What runs gave, in nanoseconds a packet."""
 
-    whole: list[float] = field(default_factory=list)
-    base: list[float] = field(default_factory=list)
+    whole: list[int] = field(default_factory=list)
+    base: list[int] = field(default_factory=list)
 
-    def add(self, base: float, whole: float) -> None:
+    def add(self, base: int, whole: int) -> None:
         """One run, and the run of the base right before it."""
         self.base.append(base)
         self.whole.append(whole)
@@ -129,7 +129,7 @@ class Bench:
                 took = self.send(node, load, clients, frames)
                 results.setdefault(load.name, {}).setdefault(node.name, Series()).add(before, took)
 
-    def send(self, node: Decider, load: Load, clients: bytes, frames: int) -> float:
+    def send(self, node: Decider, load: Load, clients: bytes, frames: int) -> int:
         """One run; nanoseconds a packet. SystemExit if the node did not decide as it must."""
         time.sleep(_PAUSE_S)
         took = self._hub.run(self._sender.send, node.ifindex, load.frame, clients, frames)
@@ -158,8 +158,8 @@ def times_farmd(series: dict[str, Series], name: str) -> float:
 def main() -> int:
     """Measure, print a table, write the JSON; 1 if an aim was missed."""
     parser = argparse.ArgumentParser(description="What a packet costs a node, beside nftables and the cluster match.")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--frames", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--frames", type=int, default=50_000)
     arguments = parser.parse_args()
     scheduling, cpu = take_cpu(), stay_on_one_cpu()
     results = measure(arguments.rounds, arguments.frames)
