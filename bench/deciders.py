@@ -16,11 +16,11 @@ from pathlib import Path
 
 from bench.jhash import node_of
 from bench.live import Sender
+from farmd.daemon.clock import boot_ns
 from farmd.dataplane.filter import Filter, purge
 from farmd.dataplane.hash import bucket_of
 from farmd.dataplane.kernel import Link
 from farmd.dataplane.planes import KernelPlanes
-from farmd.daemon.clock import boot_ns
 from farmd.model.buckets import NO_OWNERS, assign, plane_of
 from farmd.model.config import AttachMode
 from farmd.model.interfaces import InterfaceFacts

@@ -65,7 +65,7 @@ class Sender:
         return self._loaded.programs["farm_bare_drop"]
 
     def send(self, ifindex: int, frame: bytes, clients: bytes, count: int) -> int:
-        """Send `frame` `count` times from `clients` in turn; the nanoseconds that a frame took, receiver's part included.
+        """Send `frame` `count` times from `clients` in turn; the nanoseconds that one took, receiver's part included.
 
         Runs in the namespace of `ifindex`, the sending end of a cable, on this thread's CPU, where the receiver works
         as well. The kernel takes the time, and leaves out what it needs to begin and to end. `clients`: CLIENTS IPv4
@@ -104,7 +104,7 @@ def fixed_sums(frame: bytes) -> tuple[int, int]:
 
 
 def _folded(data: bytes | bytearray) -> int:
-    total = sum(struct.unpack(f"={len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"={len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -121,8 +121,8 @@ def _load() -> Loaded:
         raise FarmError("the sender of frames", "clang is missing", "Install it: apt-get install clang")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "live.bpf.o"
-        command = [clang, "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror", "-c", SOURCE, "-o", target]
+        command = [clang, "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror", "-c", str(SOURCE)]
         # Debian keeps <asm/types.h> there.
         command += [f"-I{path.parent.parent}" for path in Path("/usr/include").glob("*-linux-gnu/asm/types.h")][:1]
-        subprocess.run(command, check=True)
+        subprocess.run([*command, "-o", str(target)], check=True)
         return load(target, {}, ("farm_send", "farm_bare_drop"))

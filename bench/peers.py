@@ -6,9 +6,9 @@
 Five nodes stand at once, each on a cable of its own: one that drops everything in XDP, one that decides nothing, and a
 farm's first of three nodes by farmd, by nftables' `jhash` at the ingress hook, and by the iptables `cluster` match with
 connection tracking. Live frames from 65,536 random clients go to one after another in rounds, all on one CPU, so sender
-and receiver take turns and the time of a frame is that of both. Clients are chosen for each node: only those that it has
-to refuse, or only its own. What it costs to refuse is taken above the node that drops in XDP, and what it costs to let
-through above the node that decides nothing, each time over the run right before.
+and receiver take turns and the time of a frame is that of both. Clients are chosen for each node: only those that it
+has to refuse, or only its own. What it costs to refuse is taken above the node that drops in XDP, and what it costs to
+let through above the node that decides nothing, each time over the run right before.
 
 After every run the node's INPUT hook must have seen all packets of its own clients, and none of the others.
 """
@@ -163,7 +163,8 @@ def main() -> int:
     arguments = parser.parse_args()
     scheduling, cpu = take_cpu(), stay_on_one_cpu()
     results = measure(arguments.rounds, arguments.frames)
-    rows, figures, missed = [], {}, False
+    rows, missed = [], False
+    figures: dict[str, dict[str, dict[str, float | None]]] = {}
     for load, series in results.items():
         refused = not next(one for one in LOADS if one.name == load).own
         for name, one in series.items():
