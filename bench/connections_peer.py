@@ -24,6 +24,7 @@ from typing import Any
 from bench.clusterlab import RECIPES, ClusterLab, Recipe
 from bench.connections import NODES, Change, changes, watch
 from bench.report import publish, table
+from farmd.lab import netns
 from farmd.lab.connections import Connections
 from farmd.lab.farm import Farm
 from farmd.lab.lab import Lab
@@ -112,6 +113,7 @@ def main() -> int:
     arguments = parser.parse_args()
     many = arguments.connections
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(8192, 2 * many), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    netns.require_tools({"iptables-legacy-restore": "iptables"})
     runs: dict[str, Callable[[], Costs]] = {"farmd": lambda: by_farmd(many)}
     runs |= {recipe.name: lambda recipe=recipe: by_match(many, recipe) for recipe in RECIPES}  # type: ignore[misc]
     results = {name: run() for name, run in runs.items()}

@@ -33,6 +33,7 @@ from bench.deciders import MAC, NODES, VIP, Decider, passed
 from bench.live import CLIENTS, Sender, packed
 from bench.realtime import stay_on_one_cpu, take_cpu
 from bench.report import percentile, publish, table
+from farmd.lab.netns import require_tools
 from tests.unit.namespaces import Namespace
 
 AIMS = {"nftables jhash": 8.0, "iptables cluster": 15.0}
@@ -161,6 +162,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--frames", type=int, default=50_000)
     arguments = parser.parse_args()
+    require_tools({"iptables-legacy": "iptables", "ethtool": "ethtool"})
     scheduling, cpu = take_cpu(), stay_on_one_cpu()
     results = measure(arguments.rounds, arguments.frames)
     rows, missed = [], False

@@ -3,7 +3,7 @@
 
     python -m bench.picture
 
-Readable on a light and on a dark page, whichever the reader's system prefers.
+On a page of its own, light or dark as the reader's system prefers: it is readable wherever it is shown.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ OURS = "farmd"
 TITLE = "What a decision costs a node, in nanoseconds a packet"
 BASES = "Refused: above XDP_DROP. Let through: above a node that decides nothing. Shorter is better."
 STYLE = """
+  .page { fill: #ffffff; stroke: #d1d9e0; }
   text { font: 13px system-ui, sans-serif; fill: #1f2328; }
   .title { font-size: 16px; font-weight: 600; }
   .group { font-weight: 600; }
@@ -31,6 +32,7 @@ STYLE = """
   .ours { fill: #0969da; }
   .peer { fill: #8c959f; }
   @media (prefers-color-scheme: dark) {
+    .page { fill: #0d1117; stroke: #3d444d; }
     text { fill: #e6edf3; }
     .note { fill: #9198a1; }
     .ours { fill: #4493f8; }
@@ -43,15 +45,7 @@ def draw(result: Mapping[str, Any]) -> str:
     """The picture of what `bench.peers` wrote."""
     packets: Mapping[str, Mapping[str, Mapping[str, float]]] = result["packets"]
     longest = max(node["cost_ns"] for nodes in packets.values() for node in nodes.values())
-    lines = [
-        _text(MARGIN, 28, "What a packet costs a node: nanoseconds above doing nothing with it", "title"),
-        _text(
-            MARGIN,
-            50,
-            "Refused: above XDP_DROP. Let through: above a node that decides nothing. Shorter is better.",
-            "note",
-        ),
-    ]
+    lines = [_text(MARGIN, 28, TITLE, "title"), _text(MARGIN, 50, BASES, "note")]
     y = HEAD
     for load, nodes in packets.items():
         lines.append(_text(MARGIN, y + BAR, load, "group"))
@@ -63,7 +57,8 @@ def draw(result: Mapping[str, Any]) -> str:
     lines.append(_text(MARGIN, y + 10, _where(result), "note"))
     height = y + FOOT
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-    return "\n".join([f'{head} role="img">', f"<style>{STYLE}</style>", *lines, "</svg>", ""])
+    page = f'<path class="page" d="M.5 .5h{WIDTH - 1}v{height - 1}h-{WIDTH - 1}z"/>'
+    return "\n".join([f'{head} role="img">', f"<style>{STYLE}</style>", page, *lines, "</svg>", ""])
 
 
 def _bar(y: int, name: str, figures: Mapping[str, float], longest: float) -> list[str]:
