@@ -19,8 +19,8 @@ from typing import Any
 from farmd.client import Client
 from farmd.dataplane.kernel import Program, xdp_presence
 from farmd.dataplane.reasons import Verdict
-from farmd.model.config import FarmConfig
-from farmd.model.errors import FarmError, KernelError, NotFound
+from farmd.model.config import Delivery, FarmConfig
+from farmd.model.errors import FarmError, KernelError, NotFound, Refused
 from farmd.model.rules import Address
 from farmd.net import interfaces
 from farmd.trace import btf, loader, program
@@ -57,6 +57,9 @@ def run(config: FarmConfig, wishes: Wishes, tell: Tell) -> None:
     Errors: FarmError with the package to install without bcc or headers; KernelError without root, BTF, or a filter
     (start farmd first); NotFound for a VIP that is none.
     """
+    if config.delivery is Delivery.EXTERNAL:
+        step = "Trace on the balancer; `farmctl status` shows what this node's health URLs say"
+        raise Refused("trace", "with delivery external there is no filter: a load balancer outside decides", step)
     vips = config.vips if wishes.vip is None else (wishes.vip,)
     if not set(vips) <= set(config.vips):
         raise NotFound(f"VIP {wishes.vip}", "the farm has no such VIP", f"It has {', '.join(map(str, config.vips))}")
