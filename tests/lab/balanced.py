@@ -104,7 +104,7 @@ def used_by_balancer(farm: Farm) -> set[str] | None:
         line.connect(str(home / "haproxy.sock"))
         line.sendall(b"show stat\n")
         text = b"".join(iter(lambda: line.recv(65536), b"")).decode()
-    head, *rows = [row.split(",") for row in text.splitlines() if row]
+    head, *rows = [row.split(",") for row in text.removeprefix("# ").splitlines() if row]
     named = [dict(zip(head, row, strict=False)) for row in rows]
     servers = [row for row in named if row["svname"].startswith("node")]
     up = [(row["pxname"], row["svname"]) for row in servers if row["status"].startswith("UP")]

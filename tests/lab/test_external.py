@@ -161,8 +161,7 @@ def test_a_lost_link_takes_its_node_out(balanced: Farm) -> None:
         balanced.lab.link_down("node1")
         wait_used(balanced, {"node2", "node3"})
         out = time.monotonic()
-        time.sleep(1)
-        assert seen.nodes(out) == {"node2", "node3"}
+        balanced.wait("the others answer", lambda: seen.nodes(out) == {"node2", "node3"}, seconds=PATIENCE_S)
         assert seen.failed(out) == 0
         balanced.lab.link_up("node1")
         wait_used(balanced, NODES)
