@@ -203,6 +203,11 @@ class XdpPresence:
         """The number of the one that is there, or 0."""
         return self.native or self.generic or self.offloaded
 
+    def word(self, number: int) -> str:
+        """What `ip link` calls the mode of one of them."""
+        words = {self.native: "xdpdrv", self.generic: "xdpgeneric", self.offloaded: "xdpoffload"}
+        return words.get(number, "xdp")
+
 
 def xdp_presence(ifindex: int) -> XdpPresence:
     """Which XDP programs an interface of this namespace carries."""

@@ -146,8 +146,9 @@ def _create(program: Program, facts: InterfaceFacts, mode: AttachMode) -> Link:
 
 
 def _foreign(facts: InterfaceFacts, number: int) -> KernelError:
+    mode = xdp_presence(facts.ifindex).word(number)
     return KernelError(
         f"interface {facts.name}",
         f"another XDP program is attached to it: {program_name(number)} (id {number})",
-        f"Stop what attached it, or remove it with `ip link set dev {facts.name} xdp off`; see `bpftool net`",
+        f"Stop what attached it, or remove it with `ip link set dev {facts.name} {mode} off`; see `bpftool net`",
     )
