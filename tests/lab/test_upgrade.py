@@ -171,7 +171,7 @@ def test_planned_moves_answer_no_datagram_twice(make_farm: MakeFarm) -> None:
 FOREIGN = """
 #include <linux/bpf.h>
 __attribute__((section("xdp"), used)) int somebody_elses(struct xdp_md *ctx) { (void)ctx; return XDP_PASS; }
-char license[] __attribute__((section("license"), used)) = "GPL";
+char _license[] __attribute__((section("license"), used)) = "GPL";
 """
 
 
