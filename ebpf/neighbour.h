@@ -2,10 +2,13 @@
 // ARP and Neighbour Discovery for VIPs. Every node hears the question; the one that owns the asker's bucket (client-ip,
 // group 0) turns the frame round. The answer names the farm's virtual MAC, but is sent from the interface's own
 // address: a switch must never learn where the virtual MAC is, or it would stop flooding. (farm.bpf.c fills that
-// address in.)
+// address in.) In directed delivery the answer names the interface's own address; and a question that was put to one
+// node alone, as neighbours do to see whether what they know still holds, is sent on to the owner.
 #ifndef FARM_NEIGHBOUR_H
 #define FARM_NEIGHBOUR_H
 
+#include "forward.h"
+#include "lease.h"
 #include "table.h"
 
 enum neighbour_constant {
@@ -55,13 +58,6 @@ struct nd_checked {
 	struct nd_advertisement message;
 };
 
-static __always_inline struct farm_outcome outcome(enum farm_reason reason, __u32 rule)
-{
-	struct farm_outcome result = {reason, rule};
-
-	return result;
-}
-
 static __always_inline __be32 load_ipv4(const __u8 *bytes)
 {
 	__be32 address;
@@ -70,10 +66,30 @@ static __always_inline __be32 load_ipv4(const __u8 *bytes)
 	return address;
 }
 
-// Do we own the bucket of the one who asks?
-static __always_inline int asker_is_ours(const struct farm_table *t, const struct packet *asker)
+// FARM_UNDECIDED if we own the bucket of the one who asks; else what becomes of the question: `otherwise`, or it is
+// sent on.
+static __always_inline enum farm_reason refuse_asker(struct xdp_md *ctx, const struct farm_table *t,
+						     const struct packet *asker, enum farm_reason otherwise)
 {
-	return bucket_state(0, bucket_of(t, asker, 0)) & FARM_OWN;
+	const struct ethernet *eth = (void *)(long)ctx->data;
+	__u32 bucket = bucket_of(t, asker, 0);
+	__u8 state = bucket_state(0, bucket);
+
+	if (lease_over())
+		otherwise = FARM_DROP_LEASE_OVER;
+	else if (state & FARM_OWN)
+		return FARM_UNDECIDED;
+	if (!(state & FARM_SEND_ON) || (void *)(eth + 1) > (void *)(long)ctx->data_end || eth->to[0] & 1)
+		return otherwise;
+	return forward(ctx, t, find_taker(ctx, t, 0, bucket, state, DATAGRAM, outcome(otherwise, 0))).reason;
+}
+
+// What our answer says where the VIP is; NULL on an interface that we do not know.
+static __always_inline const __u8 *announced_mac(const struct farm_table *t, const struct xdp_md *ctx)
+{
+	__u32 place = interface_place(t, ctx);
+
+	return place < FARM_INTERFACES ? t->interfaces[place & (FARM_INTERFACES - 1)].announced : NULL;
 }
 
 // An ARP frame; its ARP header begins at `offset`. An enum farm_reason.
@@ -84,6 +100,8 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 	struct ethernet *eth = (void *)(long)ctx->data;
 	struct arp *arp = take(&c, sizeof(*arp));
 	struct packet asker = {};
+	enum farm_reason refused;
+	const __u8 *mac;
 	__be32 sender, target;
 
 	if (!arp || (void *)(eth + 1) > c.end)
@@ -95,20 +113,24 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 	target = load_ipv4(arp->target);
 	if (!find_ipv4_vip(t, target))
 		return FARM_NOT_VIP;
-	if (lease_over())
+	if (lease_over() && !t->directed)
 		return FARM_DROP_LEASE_OVER;
 	if (sender == target)
-		return FARM_ARP_CLAIM;
+		return t->directed && is_node_mac(t, ctx, arp->sender_mac) ? FARM_ARP_ANNOUNCED : FARM_ARP_CLAIM;
 	if (arp->operation != bpf_htons(ARP_REQUEST) || eth->from[0] & 1)
 		return FARM_DROP_MALFORMED;
 	// A probe (RFC 5227) has sender 0.0.0.0. It hashes like any other, so one node defends the VIP.
 	asker.client = address_of_ipv4(sender);
-	if (!asker_is_ours(t, &asker))
-		return FARM_ARP_NOT_OWNER;
+	refused = refuse_asker(ctx, t, &asker, FARM_ARP_NOT_OWNER);
+	if (refused != FARM_UNDECIDED)
+		return refused;
+	mac = announced_mac(t, ctx);
+	if (!mac)
+		return FARM_DROP_NO_INTERFACE;
 	arp->operation = bpf_htons(ARP_REPLY);
 	copy_mac(arp->target_mac, arp->sender_mac);
 	__builtin_memcpy(arp->target, &sender, sizeof(sender));
-	copy_mac(arp->sender_mac, t->virtual_mac);
+	copy_mac(arp->sender_mac, mac);
 	__builtin_memcpy(arp->sender, &target, sizeof(target));
 	copy_mac(eth->to, eth->from);
 	return FARM_ARP_ANSWERED;
@@ -131,7 +153,7 @@ static __always_inline __u16 checksum(struct nd_checked *checked)
 }
 
 // Our answer to `asker`, with everything that its checksum covers.
-static __always_inline void write_nd(struct nd_checked *checked, const struct farm_table *t, struct in6_addr asker,
+static __always_inline void write_nd(struct nd_checked *checked, const __u8 *mac, struct in6_addr asker,
 				     struct in6_addr target, int duplicate_check)
 {
 	struct nd_advertisement *message = &checked->message;
@@ -145,7 +167,7 @@ static __always_inline void write_nd(struct nd_checked *checked, const struct fa
 	message->target = target;
 	message->option = ND_TARGET_LINK_ADDRESS;
 	message->option_words = 1;
-	copy_mac(message->mac, t->virtual_mac);
+	copy_mac(message->mac, mac);
 	if (duplicate_check) { // the asker has no address yet: tell all nodes, ff02::1 (RFC 4861, 7.2.4)
 		checked->destination.s6_addr32[0] = bpf_htonl(0xff020000);
 		checked->destination.s6_addr32[3] = bpf_htonl(1);
@@ -155,9 +177,8 @@ static __always_inline void write_nd(struct nd_checked *checked, const struct fa
 }
 
 // Turns a solicitation into our advertisement. The tags stay; the frame gets exactly the length that it needs.
-static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const struct farm_table *t,
-						  const struct ipv6hdr *question, const void *end,
-						  struct in6_addr target)
+static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const __u8 *mac, const struct ipv6hdr *question,
+						  const void *end, struct in6_addr target)
 {
 	const __u16 all_nodes_mac[] = {bpf_htons(0x3333), 0, bpf_htons(1)};
 	const __u32 *asker = question->saddr.s6_addr32;
@@ -168,7 +189,7 @@ static __always_inline enum farm_reason answer_nd(struct xdp_md *ctx, const stru
 	struct ipv6hdr *ip;
 	__be16 type;
 
-	write_nd(&checked, t, question->saddr, target, duplicate_check);
+	write_nd(&checked, mac, question->saddr, target, duplicate_check);
 	if (growth && bpf_xdp_adjust_tail(ctx, growth))
 		return FARM_DROP_NO_ROOM;
 
@@ -197,19 +218,23 @@ __noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
 	struct nd_solicitation *question = take(&c, sizeof(*question));
 	struct ethernet *eth = (void *)(long)ctx->data;
 	struct packet asker = {};
+	enum farm_reason refused;
+	const __u8 *mac;
 
 	if (!ip || ip->version != 6 || !question || question->icmp.type != ICMP6_SOLICITATION ||
 	    !find_ipv6_vip(t, address_of_ipv6(&question->target)))
 		return FARM_UNDECIDED;
-	if (lease_over())
+	if (lease_over() && !t->directed)
 		return FARM_DROP_LEASE_OVER;
 	if (ip->hop_limit != ND_HOP_LIMIT || question->icmp.code || (void *)(eth + 1) > c.end || eth->from[0] & 1)
 		return FARM_DROP_MALFORMED;
 	asker.ipv6 = 1;
 	asker.client = address_of_ipv6(&ip->saddr); // all zeros in a check for duplicates: one node defends the VIP
-	if (!asker_is_ours(t, &asker))
-		return FARM_ND_NOT_OWNER;
-	return answer_nd(ctx, t, ip, c.end, question->target);
+	refused = refuse_asker(ctx, t, &asker, FARM_ND_NOT_OWNER);
+	if (refused != FARM_UNDECIDED)
+		return refused;
+	mac = announced_mac(t, ctx);
+	return mac ? answer_nd(ctx, mac, ip, c.end, question->target) : FARM_DROP_NO_INTERFACE;
 }
 
 #endif

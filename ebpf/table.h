@@ -72,6 +72,19 @@ static __always_inline const struct farm_rule_slot *find_rule(const struct farm_
 	return NULL;
 }
 
+// Which interface the frame came in on, by its place in the table; FARM_INTERFACES: none that we know.
+static __always_inline __u32 interface_place(const struct farm_table *t, const struct xdp_md *ctx)
+{
+	__u32 ifindex = ctx->ingress_ifindex;
+
+#pragma unroll
+	for (int i = 0; i < FARM_INTERFACES; i++) {
+		if (likely(t->interfaces[i].ifindex == ifindex))
+			return i;
+	}
+	return FARM_INTERFACES;
+}
+
 // The hardware address of the interface that the frame came in on.
 static __always_inline const __u8 *interface_mac(const struct farm_table *t, const struct xdp_md *ctx)
 {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 
 from farmd.membership.keys import KeyRing
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 
 
 def fingerprint(config: FarmConfig, ring: KeyRing) -> str:
@@ -14,6 +14,9 @@ def fingerprint(config: FarmConfig, ring: KeyRing) -> str:
     parts = (
         config.farm,
         config.profile,
+        config.delivery,
+        [str(vip) for vip in config.vips] if config.delivery is Delivery.DIRECTED else [],
+        config.interfaces if config.delivery is Delivery.DIRECTED else (),
         config.timing,
         config.port,
         config.me,

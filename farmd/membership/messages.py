@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from farmd.membership.requests import Drain, Leave, Ready, Request, RequestId, SetWeight
 from farmd.model.buckets import BUCKETS, NOBODY, PLANE_BYTES
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, BootId, NodeId
+from farmd.model.routes import MAX_HOLDERS
 from farmd.model.rules import MAX_GROUPS
 from farmd.model.view import Ballot, View
 
@@ -121,10 +122,14 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Rule 6. `contested` has a plane a group: buckets that a live node other than the owner claims."""
+    """Rule 6. `contested` has a plane a group: buckets that a live node other than the owner claims.
+
+    `holders` says who those are, in layers by group (`farmd.model.routes`); only a directed farm sends it.
+    """
 
     ballot: Ballot
     contested: tuple[int, ...]
+    holders: tuple[tuple[bytes, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,17 @@ class Ask:
     request: Request
 
 
-Message = Heartbeat | PreVote | PreVoteReply | Fetch | Propose | Promise | Start | Goodbye | Ask
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Where the sender is on each of its service interfaces, in the order of its farm.toml (delivery `directed`).
+
+    For the engine's shell; the core has no use for it.
+    """
+
+    macs: tuple[bytes, ...]
+
+
+Message = Heartbeat | PreVote | PreVoteReply | Fetch | Propose | Promise | Start | Goodbye | Ask | Macs
 
 # ---- codec ---------------------------------------------------------------------------------------
 
@@ -155,7 +170,11 @@ _REQUEST = struct.Struct(">BBBB")
 _VIEW = struct.Struct(">BQQB")
 _BYTE = struct.Struct(">B")
 _BOOT = struct.Struct(">Q")
+_MAC_BYTES = 6
+_MAX_MACS = 8
 _NO_GROUP = 255
+_LARGEST_START = 60_000
+"""Bytes: what a datagram takes, with room for its envelope."""
 _BOOLS = b"\x00\x01"
 _MAX_REQUESTS = 64
 _FLAGS = ("started", "clear", "leads", "leased", "holding", "alone", "leaving", "unfit", "counted")
@@ -234,14 +253,14 @@ def _ballot(ballot: Ballot) -> bytes:
     return _BALLOT.pack(ballot.counter, ballot.proposer, ballot.boot)
 
 
-def _inflate(data: bytes, record: int) -> list[bytes]:
-    """Unpack 1..MAX_GROUPS records of `record` bytes."""
+def _inflate(data: bytes, record: int, most: int = MAX_GROUPS) -> list[bytes]:
+    """Unpack 1..`most` records of `record` bytes."""
     engine = zlib.decompressobj()
     try:
-        plain = engine.decompress(data, record * MAX_GROUPS + 1)
+        plain = engine.decompress(data, record * most + 1)
     except zlib.error as error:
         raise WireError(f"cannot be unpacked: {error}") from error
-    if not engine.eof or engine.unused_data or not plain or len(plain) % record or len(plain) > record * MAX_GROUPS:
+    if not engine.eof or engine.unused_data or not plain or len(plain) % record or len(plain) > record * most:
         raise WireError(f"{len(plain)} bytes are no whole number of groups")
     return [plain[at : at + record] for at in range(0, len(plain), record)]
 
@@ -314,6 +333,48 @@ def _read_propose(reader: _Reader) -> Propose:
     return Propose(view, _flag(started), answered)
 
 
+def _start_with_holders(message: Start) -> bytes:
+    """Each group's plane, then each group's layers.
+
+    Layers past what fits into a datagram are left out, the rarest holders first: without a START nobody would serve.
+    """
+    planes = b"".join(plane.to_bytes(PLANE_BYTES, "little") for plane in message.contested).ljust(
+        -(-len(message.contested) * PLANE_BYTES // BUCKETS) * BUCKETS, b"\0"
+    )
+    for depth in range(max(map(len, message.holders)), -1, -1):
+        kept = [layers[:depth] for layers in message.holders]
+        body = zlib.compress(planes + b"".join(layer for layers in kept for layer in layers), 1)
+        if len(body) <= _LARGEST_START:
+            break
+    return b"".join((_ballot(message.ballot), _BYTE.pack(len(kept)), bytes(map(len, kept)), body))
+
+
+def _read_start_with_holders(reader: _Reader) -> Start:
+    ballot = reader.ballot()
+    groups = reader.take(_BYTE)[0]
+    depths = reader.block(groups)
+    if not 0 < groups <= MAX_GROUPS or max(depths) > MAX_HOLDERS:
+        raise WireError(f"a START of {groups} groups with {max(depths, default=0)} holders of a bucket")
+    plane_maps = -(-groups * PLANE_BYTES // BUCKETS)
+    maps = _inflate(reader.rest(), BUCKETS, plane_maps + sum(depths))
+    if len(maps) != plane_maps + sum(depths):
+        raise WireError(f"{len(maps)} maps where {plane_maps + sum(depths)} are told")
+    packed, layers = b"".join(maps[:plane_maps]), iter(maps[plane_maps:])
+    planes = (packed[at : at + PLANE_BYTES] for at in range(0, groups * PLANE_BYTES, PLANE_BYTES))
+    contested = tuple(int.from_bytes(plane, "little") for plane in planes)
+    holders = tuple(tuple(next(layers) for _ in range(depth)) for depth in depths)
+    if any(node >= MAX_NODES and node != NOBODY for layers in holders for layer in layers for node in set(layer)):
+        raise WireError("buckets held by nodes that cannot be")
+    return Start(ballot, contested, holders)
+
+
+def _read_macs(reader: _Reader) -> Macs:
+    packed = reader.rest()
+    if len(packed) % _MAC_BYTES or len(packed) > _MAX_MACS * _MAC_BYTES:
+        raise WireError(f"{len(packed)} bytes are no MAC addresses")
+    return Macs(tuple(packed[at : at + _MAC_BYTES] for at in range(0, len(packed), _MAC_BYTES)))
+
+
 def _request_id(reader: _Reader) -> RequestId:
     node, boot, number = reader.take(_REQUEST_ID)
     return RequestId(_node(node), BootId(boot), number)
@@ -361,12 +422,16 @@ def encode(message: Message) -> bytes:
             return b"\x05" + _propose(message)
         case Promise(ballot, voting, claims):
             return b"\x06" + _ballot(ballot) + _BYTE.pack(voting) + _planes(claims)
+        case Start(holders=holders) if any(holders):
+            return b"\x0a" + _start_with_holders(message)
         case Start(ballot, contested):
             return b"\x07" + _ballot(ballot) + _planes(contested)
         case Goodbye(boot):
             return b"\x08" + _BOOT.pack(boot)
         case Ask():
             return b"\x09" + _ask(message)
+        case Macs(macs):
+            return b"\x0b" + b"".join(macs)
 
 
 _READERS: dict[int, Callable[[_Reader], Message]] = {
@@ -379,6 +444,8 @@ _READERS: dict[int, Callable[[_Reader], Message]] = {
     7: lambda reader: Start(reader.ballot(), _read_planes(reader)),
     8: lambda reader: Goodbye(BootId(reader.take(_BOOT)[0])),
     9: _read_ask,
+    10: _read_start_with_holders,
+    11: _read_macs,
 }
 
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's part in delivery `directed`: routes into the filter, MAC addresses from node to node, announcements.
+
+Nodes tell each other their MAC addresses themselves, once a second and at once to a node whose own have changed. The
+kernel's neighbour table would know them too, but only on links that carry heartbeats, and after a NIC was replaced it
+believes in the old one for half a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from farmd.daemon.announcer import Announcer
+from farmd.membership.commands import WriteRoutes
+from farmd.membership.messages import Macs, Message
+from farmd.model.buckets import NO_OWNERS
+from farmd.model.config import FarmConfig
+from farmd.model.nodes import NodeId
+from farmd.net.linkaddress import mac_of
+
+if TYPE_CHECKING:
+    import socket
+
+    from farmd.dataplane.routes import RouteControl
+
+_EVERY_S = 1.0
+
+Send = Callable[[Message, NodeId | None], None]
+
+
+class Directed:
+    """One node's knowledge of where the others are."""
+
+    def __init__(
+        self,
+        config: FarmConfig,
+        routes: RouteControl,
+        interfaces: Sequence[str],
+        ask: socket.socket,
+        send: Send,
+        serves: Callable[[], bool],
+    ) -> None:
+        """`interfaces` in the order of farm.toml; `ask`: any socket; `serves`: whether this node has a lease."""
+        self._groups = len(config.groups)
+        self._routes = routes
+        self._interfaces = interfaces
+        self._ask = ask
+        self._send = send
+        self._known: dict[NodeId, tuple[bytes, ...]] = {}
+        self._announcer = Announcer(config.vips, interfaces, serves)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def forget_routes(self) -> None:
+        """Send nothing on until a view says to whom."""
+        for group in range(self._groups):
+            self._routes.write(group, NO_OWNERS, NO_OWNERS)
+
+    def start(self) -> None:
+        """Begin to tell the others where this node is."""
+        self._tell(None)
+        self._timer = asyncio.get_running_loop().call_later(_EVERY_S, self.start)
+
+    def stop(self) -> None:
+        """Fall silent; the filter keeps what it has."""
+        self._announcer.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def write(self, command: WriteRoutes) -> None:
+        """A view has started."""
+        for group, (owners, following) in enumerate(zip(command.owners, command.following, strict=True)):
+            self._routes.write(group, owners, following)
+
+    def announce(self) -> None:
+        """Tell neighbours that the VIPs are here."""
+        self._announcer.announce()
+
+    def learn(self, sender: NodeId, message: Macs) -> None:
+        """A node says where it is. One that is new, or has changed, does not know about us yet either."""
+        if self._known.get(sender) == message.macs:
+            return
+        for place, mac in enumerate(message.macs[: len(self._interfaces)]):
+            self._routes.write_mac(place, sender, mac)
+        self._known[sender] = message.macs
+        self._tell(sender)
+
+    def _tell(self, to: NodeId | None) -> None:
+        self._send(Macs(tuple(mac_of(name, self._ask) for name in self._interfaces)), to)
