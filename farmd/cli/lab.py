@@ -10,7 +10,7 @@ import typer
 
 from farmd.cli.output import envelope, note, say, say_json, table
 from farmd.cli.session import Session, verb
-from farmd.model.config import Profile
+from farmd.model.config import AttachMode, Delivery, Profile
 from farmd.model.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ def up(
     timing: Annotated[
         str, typer.Option("--timing", metavar="default|fast", help="The protocol's clockwork")
     ] = "default",
+    delivery: Annotated[
+        Delivery, typer.Option("--delivery", help="How every node comes to see a VIP's packets")
+    ] = Delivery.FLOOD,
+    attach_mode: Annotated[
+        AttachMode, typer.Option("--attach-mode", help="native: with --delivery directed only")
+    ] = AttachMode.AUTO,
 ) -> None:
     """Build the lab, or complete it. Safe to repeat.
 
@@ -64,7 +70,15 @@ def up(
     if timing not in TIMINGS:
         raise BadRequest("--timing", f"{timing!r} is none", f"Use one of {', '.join(TIMINGS)}")
     plan = LabPlan(
-        name=name, nodes=nodes, clients=clients, networks=networks, witness=witness, profile=profile, timing=timing
+        name=name,
+        nodes=nodes,
+        clients=clients,
+        networks=networks,
+        witness=witness,
+        profile=profile,
+        timing=timing,
+        delivery=delivery,
+        attach_mode=attach_mode,
     )
     Lab(plan).up(note)
     if session.json:

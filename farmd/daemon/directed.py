@@ -18,6 +18,7 @@ from farmd.membership.messages import Macs, Message
 from farmd.model.buckets import NO_OWNERS
 from farmd.model.config import FarmConfig
 from farmd.model.nodes import NodeId
+from farmd.model.rules import Address
 from farmd.net.linkaddress import mac_of
 
 if TYPE_CHECKING:
@@ -49,8 +50,16 @@ class Directed:
         self._ask = ask
         self._send = send
         self._known: dict[NodeId, tuple[bytes, ...]] = {}
+        self._serves = serves
         self._announcer = Announcer(config.vips, interfaces, serves)
         self._timer: asyncio.TimerHandle | None = None
+
+    def configure(self, vips: Sequence[Address], interfaces: Sequence[str]) -> None:
+        """The daemon says what farm.toml has now: both may change while the engine runs."""
+        self._announcer.stop()
+        self._interfaces = interfaces
+        self._announcer = Announcer(vips, interfaces, self._serves)
+        self._tell(None)
 
     def forget_routes(self) -> None:
         """Send nothing on until a view says to whom."""

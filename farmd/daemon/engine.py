@@ -15,6 +15,7 @@ import secrets
 import signal
 import socket
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,13 +90,9 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         names = service_interfaces(config)
         self._service = ServiceWatch(names, transport.sockets, config.timing, now)
-        self._directed = (
-            None
-            if routes is None
-            else Directed(
-                config, routes, names, transport.sockets[0], self._send, lambda: self._deadline_ns > boot_ns()
-            )
-        )
+        self._directed = None
+        if routes is not None:
+            self._directed = Directed(config, routes, names, transport.sockets[0], self._send, self._has_lease)
         self._usable = True
         self._stop = asyncio.Event()
         self._warnings: tuple[str, ...] = ()
@@ -221,6 +218,9 @@ class Engine:
             self._kernel.renew(deadline_ns)
         self._deadline_ns = deadline_ns
 
+    def _has_lease(self) -> bool:
+        return self._deadline_ns > boot_ns()
+
     def _close_filter(self) -> None:
         """Rule 7, and our last act: accept nothing. The lease first, as it closes everything at once."""
         self._write_lease(0)
@@ -247,6 +247,9 @@ class Engine:
                 pass  # Buckets have moved since the daemon looked; it looks again.
             case "gateway":
                 self._execute(self._node.gateway(now, arguments["reachable"]))
+            case "service":
+                if self._directed is not None:
+                    self._directed.configure([ip_address(vip) for vip in arguments["vips"]], arguments["interfaces"])
             case _:
                 raise FarmError("the membership engine", f"it does not know {what!r}", "Restart farmd on this node")
         return {}

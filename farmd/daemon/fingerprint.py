@@ -14,9 +14,7 @@ def fingerprint(config: FarmConfig, ring: KeyRing) -> str:
     parts = (
         config.farm,
         config.profile,
-        config.delivery,
-        [str(vip) for vip in config.vips] if config.delivery is Delivery.DIRECTED else [],
-        config.interfaces if config.delivery is Delivery.DIRECTED else (),
+        config.delivery is Delivery.DIRECTED,
         config.timing,
         config.port,
         config.me,

@@ -14,17 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from farmd.membership import packing
+from farmd.membership.packing import WireError
 from farmd.membership.requests import Drain, Leave, Ready, Request, RequestId, SetWeight
-from farmd.model.buckets import BUCKETS, NOBODY, PLANE_BYTES
+from farmd.model.buckets import BUCKETS, NOBODY
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, BootId, NodeId
-from farmd.model.routes import MAX_HOLDERS
 from farmd.model.rules import MAX_GROUPS
 from farmd.model.view import Ballot, View
-
-
-class WireError(ValueError):
-    """Bytes that are no message of ours."""
-
 
 # ---- messages ------------------------------------------------------------------------------------
 
@@ -170,11 +166,8 @@ _REQUEST = struct.Struct(">BBBB")
 _VIEW = struct.Struct(">BQQB")
 _BYTE = struct.Struct(">B")
 _BOOT = struct.Struct(">Q")
-_MAC_BYTES = 6
-_MAX_MACS = 8
+_MAC_BYTES, _MAX_MACS = 6, 8
 _NO_GROUP = 255
-_LARGEST_START = 60_000
-"""Bytes: what a datagram takes, with room for its envelope."""
 _BOOLS = b"\x00\x01"
 _MAX_REQUESTS = 64
 _FLAGS = ("started", "clear", "leads", "leased", "holding", "alone", "leaving", "unfit", "counted")
@@ -253,26 +246,6 @@ def _ballot(ballot: Ballot) -> bytes:
     return _BALLOT.pack(ballot.counter, ballot.proposer, ballot.boot)
 
 
-def _inflate(data: bytes, record: int, most: int = MAX_GROUPS) -> list[bytes]:
-    """Unpack 1..`most` records of `record` bytes."""
-    engine = zlib.decompressobj()
-    try:
-        plain = engine.decompress(data, record * most + 1)
-    except zlib.error as error:
-        raise WireError(f"cannot be unpacked: {error}") from error
-    if not engine.eof or engine.unused_data or not plain or len(plain) % record or len(plain) > record * most:
-        raise WireError(f"{len(plain)} bytes are no whole number of groups")
-    return [plain[at : at + record] for at in range(0, len(plain), record)]
-
-
-def _planes(planes: tuple[int, ...]) -> bytes:
-    return zlib.compress(b"".join(plane.to_bytes(PLANE_BYTES, "little") for plane in planes), 1)
-
-
-def _read_planes(reader: _Reader) -> tuple[int, ...]:
-    return tuple(int.from_bytes(plane, "little") for plane in _inflate(reader.rest(), PLANE_BYTES))
-
-
 def _heartbeat(message: Heartbeat) -> bytes:
     flags = sum(1 << bit for bit, name in enumerate(_FLAGS) if getattr(message, name))
     head = _HEARTBEAT.pack(
@@ -324,48 +297,13 @@ def _read_propose(reader: _Reader) -> Propose:
     if count > _MAX_REQUESTS:
         raise WireError(f"{count} requests in one view")
     answered = tuple(_request_id(reader) for _ in range(count))
-    groups = _inflate(reader.rest(), MAX_NODES + BUCKETS)
+    groups = packing.inflate(reader.rest(), MAX_NODES + BUCKETS)
     weights = tuple(group[:MAX_NODES] for group in groups)
     owners = tuple(group[MAX_NODES:] for group in groups)
     view = View(ballot, _nodes(members), _nodes(drained), weights, owners)
     if any(set(group) - view.members - {NOBODY} for group in owners):
         raise WireError("buckets owned by nodes that are not members")
     return Propose(view, _flag(started), answered)
-
-
-def _start_with_holders(message: Start) -> bytes:
-    """Each group's plane, then each group's layers.
-
-    Layers past what fits into a datagram are left out, the rarest holders first: without a START nobody would serve.
-    """
-    planes = b"".join(plane.to_bytes(PLANE_BYTES, "little") for plane in message.contested).ljust(
-        -(-len(message.contested) * PLANE_BYTES // BUCKETS) * BUCKETS, b"\0"
-    )
-    for depth in range(max(map(len, message.holders)), -1, -1):
-        kept = [layers[:depth] for layers in message.holders]
-        body = zlib.compress(planes + b"".join(layer for layers in kept for layer in layers), 1)
-        if len(body) <= _LARGEST_START:
-            break
-    return b"".join((_ballot(message.ballot), _BYTE.pack(len(kept)), bytes(map(len, kept)), body))
-
-
-def _read_start_with_holders(reader: _Reader) -> Start:
-    ballot = reader.ballot()
-    groups = reader.take(_BYTE)[0]
-    depths = reader.block(groups)
-    if not 0 < groups <= MAX_GROUPS or max(depths) > MAX_HOLDERS:
-        raise WireError(f"a START of {groups} groups with {max(depths, default=0)} holders of a bucket")
-    plane_maps = -(-groups * PLANE_BYTES // BUCKETS)
-    maps = _inflate(reader.rest(), BUCKETS, plane_maps + sum(depths))
-    if len(maps) != plane_maps + sum(depths):
-        raise WireError(f"{len(maps)} maps where {plane_maps + sum(depths)} are told")
-    packed, layers = b"".join(maps[:plane_maps]), iter(maps[plane_maps:])
-    planes = (packed[at : at + PLANE_BYTES] for at in range(0, groups * PLANE_BYTES, PLANE_BYTES))
-    contested = tuple(int.from_bytes(plane, "little") for plane in planes)
-    holders = tuple(tuple(next(layers) for _ in range(depth)) for depth in depths)
-    if any(node >= MAX_NODES and node != NOBODY for layers in holders for layer in layers for node in set(layer)):
-        raise WireError("buckets held by nodes that cannot be")
-    return Start(ballot, contested, holders)
 
 
 def _read_macs(reader: _Reader) -> Macs:
@@ -421,11 +359,11 @@ def encode(message: Message) -> bytes:
         case Propose():
             return b"\x05" + _propose(message)
         case Promise(ballot, voting, claims):
-            return b"\x06" + _ballot(ballot) + _BYTE.pack(voting) + _planes(claims)
+            return b"\x06" + _ballot(ballot) + _BYTE.pack(voting) + packing.pack_planes(claims)
         case Start(holders=holders) if any(holders):
-            return b"\x0a" + _start_with_holders(message)
+            return b"\x0a" + _ballot(message.ballot) + packing.pack_holders(message.contested, holders)
         case Start(ballot, contested):
-            return b"\x07" + _ballot(ballot) + _planes(contested)
+            return b"\x07" + _ballot(ballot) + packing.pack_planes(contested)
         case Goodbye(boot):
             return b"\x08" + _BOOT.pack(boot)
         case Ask():
@@ -440,11 +378,11 @@ _READERS: dict[int, Callable[[_Reader], Message]] = {
     3: _read_prevote_reply,
     4: lambda reader: Fetch(),
     5: _read_propose,
-    6: lambda reader: Promise(reader.ballot(), reader.flag(), _read_planes(reader)),
-    7: lambda reader: Start(reader.ballot(), _read_planes(reader)),
+    6: lambda reader: Promise(reader.ballot(), reader.flag(), packing.unpack_planes(reader.rest())),
+    7: lambda reader: Start(reader.ballot(), packing.unpack_planes(reader.rest())),
     8: lambda reader: Goodbye(BootId(reader.take(_BOOT)[0])),
     9: _read_ask,
-    10: _read_start_with_holders,
+    10: lambda reader: Start(reader.ballot(), *packing.unpack_holders(reader.rest())),
     11: _read_macs,
 }
 
