@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from farmd.daemon.probeframe import probe_frame
 from farmd.daemon.report import EngineReport
 from farmd.dataplane.filter import Probe
-from farmd.dataplane.reasons import Verdict
+from farmd.dataplane.reasons import Reason, Verdict
 from farmd.model.answers import Explanation, PlanesData, ProofData
 from farmd.model.buckets import BUCKETS
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import NotFound
 from farmd.model.nodes import NodeId
 from farmd.model.planes import CLOSED, Planes
@@ -71,7 +71,9 @@ def explain(
         owner=None if owner is None else _name(config, owner),
         why=_why(config, report, rule, owner),
         planes=bits,
-        proof=None if probe is None else _prove(config, question, rule, port, probe, bits, report.deadline_ns > now_ns),
+        proof=None
+        if probe is None
+        else _prove(config, question, rule, port, probe, bits, owner, lease_valid=report.deadline_ns > now_ns),
     )
 
 
@@ -135,16 +137,20 @@ def _prove(
     port: int,
     probe: Callable[[bytes], Probe],
     bits: PlanesData,
+    owner: NodeId | None,
+    *,
     lease_valid: bool,
 ) -> ProofData | None:
     if rule.vip.version != question.client.version:
         return None
     frame = probe_frame(config.virtual_mac, question.client, port, rule.vip, rule.port, rule.protocol)
     seen = probe(frame)
-    expected = Verdict.PASS if bits["own"] and lease_valid else Verdict.DROP
+    foreign = config.delivery is Delivery.DIRECTED and owner not in (None, config.me.id)
+    expected = Verdict.PASS if bits["own"] and lease_valid else Verdict.TX if foreign else Verdict.DROP
     return ProofData(
         node=config.me.name,
         verdict=seen.verdict,
         reason=seen.reason,
+        sent_to=_name(config, owner) if owner is not None and seen.reason is Reason.SENT_TO_OWNER else None,
         agrees=seen.verdict == expected,
     )
