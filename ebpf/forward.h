@@ -109,6 +109,8 @@ static __always_inline int is_node_mac(const struct farm_table *t, const struct 
 	__u64 wanted = 0;
 
 	copy_mac(&wanted, mac);
+	if (!wanted)
+		return 0;
 	for (int node = 0; node < FARM_NODES && place < FARM_INTERFACES; node++) {
 		if (*(volatile __u64 *)&farm_neighbours.mac[place][node] == wanted)
 			return 1;

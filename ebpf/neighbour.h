@@ -144,7 +144,7 @@ __noinline int farm_judge_arp(struct xdp_md *ctx, __u32 offset)
 	__builtin_memcpy(arp->target, &sender, sizeof(sender));
 	copy_mac(arp->sender_mac, mac);
 	__builtin_memcpy(arp->sender, &target, sizeof(target));
-	copy_mac(eth->to, trail_of(t, eth) ? arp->target_mac : eth->from);
+	copy_mac(eth->to, t->directed && trail_of(t, eth) ? arp->target_mac : eth->from);
 	return FARM_ARP_ANSWERED;
 }
 
@@ -252,7 +252,7 @@ __noinline int farm_judge_nd(struct xdp_md *ctx, __u32 offset)
 	mac = announced_mac(t, ctx);
 	if (!mac)
 		return FARM_DROP_NO_INTERFACE;
-	copy_mac(&asker_mac, source && trail_of(t, eth) ? source->mac : eth->from);
+	copy_mac(&asker_mac, t->directed && source && trail_of(t, eth) ? source->mac : eth->from);
 	return answer_nd(ctx, mac, ip, c.end, question->target, asker_mac);
 }
 
