@@ -8,8 +8,8 @@ from functools import partial
 from typing import TypeVar
 
 from farmd.doctor import ask_farm, ask_host, ask_link, farm, flood, flood_wire, host, link
-from farmd.doctor.finding import Finding, of_error
-from farmd.model.config import FarmConfig
+from farmd.doctor.finding import Finding, of_error, ok
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import FarmError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
@@ -32,6 +32,9 @@ def examine(config: FarmConfig) -> Iterator[Finding]:
 
 def flooding(config: FarmConfig, seconds: float) -> Iterator[Finding]:
     """The flooding test on every interface of the filter, one after another."""
+    if config.delivery is Delivery.DIRECTED:
+        yield ok("flooding", 'delivery "directed" needs no flooding')
+        return
     links, trouble = _interfaces(config)
     yield from trouble
     for each in links:
@@ -53,7 +56,7 @@ def _data_path(config: FarmConfig) -> Iterator[Finding]:
         if facts is not None:
             attached = attached or facts.ours is not None
             ipv4 = any(vip.version == 4 for vip in config.vips)
-            yield from link.judge(facts, config.attach_mode, config.virtual_mac, ipv4)
+            yield from link.judge(facts, config.attach_mode, config.virtual_mac, ipv4, config.delivery)
     yield from _guarded("vip-place", lambda: _vips(config, links, attached))
 
 

@@ -65,8 +65,8 @@ def run_batch(program: Path, seed: int, batch: int) -> Tally:
     rng = random.Random(f"{seed}/{batch}")
     world = WORLDS[batch % len(WORLDS)]
     oracle, generator, tally = Oracle(world), Generator(world, f"{seed}/{batch}/frames"), Tally()
-    states = DIRECTED_STATES if world.directed else STATES
-    oracle.planes = [bytes(rng.choices(states, k=4096)) for _ in range(16)]
+    possible = DIRECTED_STATES if world.directed else STATES
+    oracle.planes = [bytes(rng.choices(possible, k=4096)) for _ in range(16)]
     oracle.routes = [(bytes(rng.choices(TAKERS, k=4096)), bytes(rng.choices(TAKERS, k=4096))) for _ in range(16)]
     oracle.open = batch % 30 != 7 and batch % 10 != 9
     arrivals = [generator.arrival() for _ in range(BATCH)]

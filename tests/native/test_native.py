@@ -14,7 +14,7 @@ from tests.native.fuzz import coverage, fuzz, lines_covered
 from tests.native.judge import Judge
 from tests.native.oracle import OWN, Oracle
 from tests.native.packets import Generator
-from tests.native.worlds import WORLDS
+from tests.native.worlds import NODES, WORLDS
 
 FUZZED_S = 10
 LINES_COVERED = 95.0
@@ -53,6 +53,7 @@ def test_the_oracle_notices(farm: int) -> None:
     arrivals = [generator.arrival() for _ in range(500)]
     with Judge(build(Kind.JUDGE)) as judge:
         judge.configure(world.table)
+        judge.macs(NODES)
         judge.lease(True)
         for group in range(16):
             judge.planes(group, bytes([OWN]) * 4095 + bytes(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -24,7 +25,6 @@ from tests.packet import test_sockets
 from tests.packet.rig import CLIENT4, CLIENT6, CLIENT_MAC, KEY, NODE_MAC, STATES, VIP4, VIP6, Rig, bucket_bit, with_mac
 from tests.packet.test_decision import RULE, packet
 from tests.packet.test_neighbours import arp, solicitation
-from tests.unit import farms
 
 pytestmark = pytest.mark.root
 
@@ -346,20 +346,20 @@ class TestNeighbours:
             expect(directed.rig, question, "nd-not-owner", 0)
 
     def test_another_node_may_announce_a_vip_and_nobody_else(self, directed: DirectedRig) -> None:
-        told = directed.rig.judge(neighbour.arp_announcement(mac_bytes(MACS[OWNER]), farms.VIP4))
+        told = directed.rig.judge(neighbour.arp_announcement(mac_bytes(MACS[OWNER]), IPv4Address(VIP4)))
         assert (told.verdict, told.reason) == ("drop", "arp-announced")
-        told = directed.rig.judge(neighbour.arp_announcement(mac_bytes(CLIENT_MAC), farms.VIP4))
+        told = directed.rig.judge(neighbour.arp_announcement(mac_bytes(CLIENT_MAC), IPv4Address(VIP4)))
         assert (told.verdict, told.reason) == ("drop", "arp-claim")
-        assert directed.rig.judge(neighbour.advertisement(mac_bytes(MACS[OWNER]), farms.VIP6)).reason is None
+        assert directed.rig.judge(neighbour.advertisement(mac_bytes(MACS[OWNER]), IPv6Address(VIP6))).reason is None
 
     def test_announcements_are_what_scapy_would_make(self) -> None:
         mac = mac_bytes(MACS[OWNER])
         ether = Ether(dst="ff:ff:ff:ff:ff:ff", src=MACS[OWNER])
         frame = ether / ARP(op=1, hwsrc=MACS[OWNER], psrc=VIP4, hwdst="00:00:00:00:00:00", pdst=VIP4)
-        assert neighbour.arp_announcement(mac, farms.VIP4) == bytes(frame)
+        assert neighbour.arp_announcement(mac, IPv4Address(VIP4)) == bytes(frame)
         told = IPv6(src=VIP6, dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt=VIP6, R=0, S=0, O=1)
         ether = Ether(dst="33:33:00:00:00:01", src=MACS[OWNER])
-        assert neighbour.advertisement(mac, farms.VIP6) == bytes(
+        assert neighbour.advertisement(mac, IPv6Address(VIP6)) == bytes(
             ether / told / ICMPv6NDOptDstLLAddr(lladdr=MACS[OWNER])
         )
 
