@@ -51,7 +51,7 @@ class Announcer:
     def _burst(self, rest: Iterator[tuple[str, bytes]]) -> None:
         if not self._may():
             return
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as wire:
+        with open_wire() as wire:
             for _, (interface, frame) in zip(range(_BURST), rest, strict=False):
                 try:
                     wire.sendto(frame, (interface, 0))
@@ -59,6 +59,11 @@ class Announcer:
                     continue  # The interface is down or full: the next round comes.
             else:
                 self._timers.append(asyncio.get_running_loop().call_later(_PAUSE_S, self._burst, rest))
+
+
+def open_wire() -> socket.socket:
+    """A socket that sends whole frames and receives none."""
+    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
 
 
 def announcements(vips: Sequence[Address], interfaces: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from ipaddress import IPv6Address
+from typing import Any
 
 import pytest
 
@@ -23,7 +23,7 @@ from tests.lab.traffic import PATIENCE_S, curl, traffic
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "multicast": {"delivery": Delivery.MULTICAST},
     "directed": {"delivery": Delivery.DIRECTED},
     "directed, native": {"delivery": Delivery.DIRECTED, "attach_mode": AttachMode.NATIVE},
@@ -31,7 +31,7 @@ SHAPES = {
 
 
 @pytest.fixture(params=list(SHAPES))
-def farm(request: pytest.FixtureRequest, make_farm: MakeFarm) -> Iterator[Farm]:
+def farm(request: pytest.FixtureRequest, make_farm: MakeFarm) -> Farm:
     return make_farm(**SHAPES[request.param])
 
 
