@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's part in delivery `directed`: routes into the filter, MAC addresses from node to node, announcements.
 
-Nodes tell each other their MAC addresses themselves, once a second and at once to a node whose own have changed. The
+Nodes tell each other their MAC addresses themselves, once a second and at once to a node whose own have changed. (The
+first message of a node that has just started is not believed until it has shown that it is no replay.) The
 kernel's neighbour table would know them too, but only on links that carry heartbeats, and after a NIC was replaced it
 believes in the old one for half a minute.
 """
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from farmd.dataplane.routes import RouteControl
 
 _EVERY_S = 1.0
+_SEARCHING_EVERY_S = 0.2
+"""While some node is unknown: a farm that has just formed should not wait."""
 
 Send = Callable[[Message, NodeId | None], None]
 
@@ -45,6 +48,7 @@ class Directed:
     ) -> None:
         """`interfaces` in the order of farm.toml; `ask`: any socket; `serves`: whether this node has a lease."""
         self._groups = len(config.groups)
+        self._others = {member.id for member in config.nodes if member.id != config.me.id}
         self._routes = routes
         self._interfaces = interfaces
         self._ask = ask
@@ -69,7 +73,8 @@ class Directed:
     def start(self) -> None:
         """Begin to tell the others where this node is."""
         self._tell(None)
-        self._timer = asyncio.get_running_loop().call_later(_EVERY_S, self.start)
+        pause_s = _EVERY_S if self._others <= self._known.keys() else _SEARCHING_EVERY_S
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self.start)
 
     def stop(self) -> None:
         """Fall silent; the filter keeps what it has."""

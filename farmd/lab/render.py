@@ -118,6 +118,9 @@ def switch_batch(plan: LabPlan) -> str:
                 f"link add {link.port} type veth peer name {link.device} address {link.mac_text} netns {host.namespace}"
             )
             lines.append(f"link set {link.port} master {link.bridge} up")
+            if multicast and host.kind is HostKind.NODE:
+                # Once a querier is about, a bridge that snoops keeps IP packets from ports where no router is heard.
+                lines.append(f"link set {link.port} type bridge_slave mcast_router 2")
     return "\n".join(lines) + "\n"
 
 
