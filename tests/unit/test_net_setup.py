@@ -16,7 +16,7 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from farmd.model import farmfile
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.net import interfaces, setup, sysctl
@@ -144,6 +144,27 @@ def test_frames_for_the_virtual_mac_reach_the_stack(bench: Bench) -> None:
 
     assert applied.acceptance == {"eth0": Acceptance.PROMISCUOUS}  # a veth has no unicast filter
     assert f"{bench.config.virtual_mac.hex(':')} self permanent" in bench.macs()
+
+
+def test_the_group_of_a_multicast_farm_is_joined_and_left(bench: Bench) -> None:
+    group = bytes.fromhex("03fa12000001")
+    config = replace(bench.config, delivery=Delivery.MULTICAST, virtual_mac=group)
+
+    assert bench.host.run(setup.apply, config, bench.facts).acceptance == {"eth0": Acceptance.MULTICAST_FILTER}
+    assert f"{group.hex(':')} self permanent" in bench.macs()
+    assert "PROMISC" not in bench.host.ip("link show eth0")
+    assert bench.host.run(setup.apply, config, bench.facts).changes == ()
+
+    bench.host.run(setup.remove, config, bench.facts)
+    assert group.hex(":") not in bench.macs()
+
+
+def test_a_directed_farm_has_no_virtual_mac_and_takes_an_earlier_one_back(bench: Bench) -> None:
+    bench.apply()
+    config = replace(bench.config, delivery=Delivery.DIRECTED)
+
+    assert bench.host.run(setup.apply, config, bench.facts).acceptance == {"eth0": Acceptance.OWN_MAC}
+    assert bench.config.virtual_mac.hex(":") not in bench.macs()
 
 
 def test_a_nic_that_takes_no_more_addresses_becomes_promiscuous(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
