@@ -190,23 +190,18 @@ static void farm_prepare_hash(const uint64_t key[2], struct farm_hash *hash)
 {
 	const __u64 words[2] = {key[0], key[1]};
 
-	*hash = siphash_prepare(words);
+	*hash = farm_hash_of(words);
 }
 
-// `address` and `port` as they lie in a packet.
-static uint32_t farm_bucket_of_ipv4(const uint64_t key[2], uint32_t address, uint16_t port)
+// `address` and `extra` (a port or an identification) as they lie in a packet.
+static uint32_t farm_bucket_of_ipv4(const struct farm_hash *hash, uint32_t address, uint16_t extra)
 {
-	struct farm_hash hash;
-
-	farm_prepare_hash(key, &hash);
-	return farm_bucket_ipv4(&hash, address, port);
+	return farm_bucket_ipv4(hash, address, extra);
 }
 
-static uint32_t farm_bucket_of_ipv6(const uint64_t key[2], const uint64_t address[2], uint16_t port)
+static uint32_t farm_bucket_of_ipv6(const struct farm_hash *hash, const uint64_t address[2], uint16_t extra)
 {
 	const __u64 client[2] = {address[0], address[1]};
-	struct farm_hash hash;
 
-	farm_prepare_hash(key, &hash);
-	return farm_bucket_ipv6(&hash, client, port);
+	return farm_bucket_ipv6(hash, client, extra);
 }

@@ -84,7 +84,7 @@ static __always_inline enum farm_reason refuse_asker(struct xdp_md *ctx, const s
 						     enum farm_reason otherwise)
 {
 	const struct ethernet *eth = (void *)(long)ctx->data;
-	__u32 bucket = bucket_of(t, asker, 0);
+	__u32 bucket = bucket_of(t, asker, FARM_CLIENT_IP);
 	__u8 state = bucket_state(0, bucket);
 
 	if (lease_over())

@@ -101,9 +101,12 @@ class Client:
         vip: str | None = None,
         vport: int | None = None,
         protocol: str | None = None,
+        packet: str | None = None,
+        identification: int | None = None,
     ) -> Answer[Explanation]:
-        """Which node serves this client, and why."""
+        """Which node serves this client, and why. `packet` is a `PacketKind`; None: one that opens a connection."""
         given = {"client": client, "port": port, "vip": vip, "vport": vport, "protocol": protocol}
+        given |= {"packet": packet, "id": identification}
         query = urlencode({name: value for name, value in given.items() if value is not None})
         return self._call("GET", f"/v1/explain?{query}", "Explanation")
 

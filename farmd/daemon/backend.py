@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from farmd.daemon.clock import boot_ns
 from farmd.daemon.eventlog import EventLog
-from farmd.daemon.explain import Question, explain
+from farmd.daemon.explain import explain
 from farmd.daemon.refusals import refuse_dark_groups, refuse_dark_leave
 from farmd.daemon.status import LocalFacts, farm_status
 from farmd.daemon.supervisor import EngineSupervisor
@@ -26,7 +26,7 @@ from farmd.model.answers import (
 from farmd.model.config import FarmConfig, Member
 from farmd.model.errors import NotFound, Refused
 from farmd.model.nodes import Role
-from farmd.model.rules import Address, Protocol
+from farmd.model.question import Question
 
 
 class DaemonBackend:
@@ -114,12 +114,9 @@ class DaemonBackend:
         )
         return Operation(accepted=True, text=f"{text} from the next view on")
 
-    async def explain(
-        self, client: Address, port: int | None, vip: Address | None, vport: int | None, protocol: Protocol | None
-    ) -> Explanation:
+    async def explain(self, question: Question) -> Explanation:
         """Which node serves this client, with the loaded program's word for it."""
         report = await self._engine.report()
-        question = Question(client, port, vip, vport, protocol)
         probe = None if self._filter is None else self._filter.probe
         return explain(self._config, self._hash_key, report, question, probe, boot_ns())
 

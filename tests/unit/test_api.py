@@ -115,6 +115,8 @@ def test_requests_reach_the_backend(
         ("GET", "/v1/explain?client=192.0.2.7&vip=192.0.2.1", None, "vip and vport", "both"),
         ("GET", "/v1/explain?client=192.0.2.7&vip=fd77::1&vport=80", None, "vip", "IPv6"),
         ("GET", "/v1/explain?client=192.0.2.7&protocol=sctp", None, "protocol", "tcp or udp"),
+        ("GET", "/v1/explain?client=192.0.2.7&packet=ping", None, "packet", "lost-fragment"),
+        ("GET", "/v1/explain?client=192.0.2.7&id=-1", None, "id", "4.29497e+09"),
         ("POST", "/v1/members/node2/drain", b"{", "request body", "not JSON"),
         ("POST", "/v1/members/node2/drain", b"\xff\xfe", "request body", "not JSON"),
         ("POST", "/v1/members/node2/drain", b"[" * 5000, "request body", "not JSON"),
