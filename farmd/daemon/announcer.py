@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address
 
 from farmd.model.rules import Address
@@ -31,34 +32,39 @@ class Announcer:
         self._interfaces = interfaces
         self._may = may
         self._timers: list[asyncio.TimerHandle] = []
+        # Opened once: to close a packet socket takes the kernel tens of milliseconds, in which no heartbeat is sent.
+        self._wire: socket.socket | None = None
 
     def announce(self) -> None:
         """Begin anew, and return at once."""
-        self.stop()
-        loop = asyncio.get_running_loop()
-        self._timers = [loop.call_later(delay_s, self._round) for delay_s in ROUNDS_S]
+        self._cancel()
+        self._timers = [asyncio.get_running_loop().call_later(delay_s, self._round) for delay_s in ROUNDS_S]
 
     def stop(self) -> None:
-        """Send no more."""
+        """Send no more, for good."""
+        self._cancel()
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+
+    def _cancel(self) -> None:
         for timer in self._timers:
             timer.cancel()
         self._timers = []
 
     def _round(self) -> None:
         self._timers = [timer for timer in self._timers if timer.when() > asyncio.get_running_loop().time()]
-        self._burst(announcements(self._vips, self._interfaces))
+        self._burst(list(announcements(self._vips, self._interfaces)))
 
-    def _burst(self, rest: Iterator[tuple[str, bytes]]) -> None:
-        if not self._may():
+    def _burst(self, frames: list[tuple[str, bytes]]) -> None:
+        if not frames or not self._may():
             return
-        with open_wire() as wire:
-            for _, (interface, frame) in zip(range(_BURST), rest, strict=False):
-                try:
-                    wire.sendto(frame, (interface, 0))
-                except OSError:
-                    continue  # The interface is down or full: the next round comes.
-            else:
-                self._timers.append(asyncio.get_running_loop().call_later(_PAUSE_S, self._burst, rest))
+        self._wire = self._wire or open_wire()
+        for interface, frame in frames[:_BURST]:
+            with suppress(OSError):  # The interface is down or full: the next round comes.
+                self._wire.sendto(frame, (interface, 0))
+        if rest := frames[_BURST:]:
+            self._timers.append(asyncio.get_running_loop().call_later(_PAUSE_S, self._burst, rest))
 
 
 def open_wire() -> socket.socket:

@@ -166,39 +166,60 @@ def test_nodes_learn_where_the_others_are(ask: socket.socket, monkeypatch: pytes
 
 
 class Wire:
-    """Stands in for a packet socket; `bursts` counts the frames of each time it was opened."""
+    """Stands in for a packet socket: counts the frames that it takes between two looks of the loop."""
 
-    def __init__(self, bursts: list[int]) -> None:
-        self._bursts = bursts
-
-    def __enter__(self) -> Wire:
-        self._bursts.append(0)
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+    def __init__(self) -> None:
+        self.bursts: list[int] = []
+        self.closed = False
+        self._together = False
 
     def sendto(self, frame: bytes, to: tuple[str, int]) -> None:
         assert (to, frame[6:12]) == (("eth0", 0), MAC1)
-        self._bursts[-1] += 1
+        assert not self.closed
+        if not self._together:
+            self.bursts.append(0)
+            self._together = True
+            asyncio.get_running_loop().call_soon(self._part)
+        self.bursts[-1] += 1
+
+    def _part(self) -> None:
+        self._together = False
+
+    def close(self) -> None:
+        self.closed = True
 
 
-def test_announcements_come_in_rounds_of_small_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_announcements_come_in_rounds_of_small_bursts_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     vips = [IPv4Address(f"192.0.2.{number}") for number in range(1, 41)]
-    bursts: list[int] = []
+    wires: list[Wire] = []
+
+    def open_wire() -> Wire:
+        wires.append(Wire())
+        return wires[-1]
+
     monkeypatch.setattr(announcer, "mac_of", lambda name, _: MAC1 if name == "eth0" else bytes(6))
-    monkeypatch.setattr(announcer, "open_wire", lambda: Wire(bursts))
+    monkeypatch.setattr(announcer, "open_wire", open_wire)
     monkeypatch.setattr(announcer, "ROUNDS_S", (0.0, 0.05))
     serves = [True]
+    asked = 0
+
+    def may() -> bool:
+        nonlocal asked
+        asked += 1
+        return serves[0]
 
     async def run() -> None:
-        one = Announcer(vips, ["eth0", "gone0"], lambda: serves[0])
+        one = Announcer(vips, ["eth0", "gone0"], may)
         one.announce()
         await asyncio.sleep(0.5)
+        before = asked
+        await asyncio.sleep(0.2)
+        assert asked == before == 6, "three bursts a round, and then it sleeps"
         serves[0] = False
         one.announce()
         await asyncio.sleep(0.2)
         one.stop()
 
     asyncio.run(run())
-    assert sum(bursts) == 80, "two rounds, and none without a lease"
-    assert max(bursts) <= 16
+    assert [wire.bursts for wire in wires] == [[16, 16, 8, 16, 16, 8]], "none without a lease; one socket for all"
+    assert wires[0].closed
