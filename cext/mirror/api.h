@@ -93,6 +93,10 @@ void mirror_free(struct mirror *fs);
 int mirror_attach(struct mirror *fs, int fd, struct mirror_tls *tls, uint64_t session, uint64_t epoch);
 int mirror_go_alone(struct mirror *fs);
 int mirror_refuse(struct mirror *fs);
+// Holds back every change that has not begun and returns when none is under way: the tree stands still, for the last
+// round of a resync and the attach behind it. Ends with mirror_thaw, and when the mirror is stopped.
+int mirror_freeze(struct mirror *fs);
+int mirror_thaw(struct mirror *fs);
 int mirror_set_ack(struct mirror *fs, int ack);
 int mirror_settle(struct mirror *fs, uint32_t timeout_ms);
 int mirror_detach(struct mirror *fs);

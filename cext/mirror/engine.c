@@ -64,6 +64,7 @@ static int prepare(struct mirror *fs, const struct mirror_config *config)
 	pthread_mutex_init(&fs->stream_lock, NULL);
 	pthread_cond_init(&fs->stream_wake, NULL);
 	pthread_cond_init(&fs->idle_wake, NULL);
+	pthread_cond_init(&fs->thaw_wake, NULL);
 	pthread_rwlock_init(&fs->gate, NULL);
 	if (!fs->mount_point || !fs->patterns || fs->root_fd < 0)
 		return fs->root_fd < 0 ? -EBADF : -ENOMEM;
@@ -258,6 +259,26 @@ int mirror_checkpoint(struct mirror *fs)
 	return code;
 }
 
+int mirror_freeze(struct mirror *fs)
+{
+	pthread_mutex_lock(&fs->stream_lock);
+	fs->frozen = !atomic_load(&fs->stopping);
+	pthread_mutex_unlock(&fs->stream_lock);
+	// Whoever was in before is out now; whoever comes sees the flag.
+	pthread_rwlock_wrlock(&fs->gate);
+	pthread_rwlock_unlock(&fs->gate);
+	return 0;
+}
+
+int mirror_thaw(struct mirror *fs)
+{
+	pthread_mutex_lock(&fs->stream_lock);
+	fs->frozen = false;
+	pthread_cond_broadcast(&fs->thaw_wake);
+	pthread_mutex_unlock(&fs->stream_lock);
+	return 0;
+}
+
 int mirror_set_ack(struct mirror *fs, int ack)
 {
 	if (ack < MIRROR_STRICT || ack > MIRROR_ASYNC)
@@ -286,6 +307,7 @@ void mirror_read_stats(struct mirror *fs, struct mirror_stats *stats)
 
 int mirror_stop(struct mirror *fs, int force)
 {
+	mirror_thaw(fs);
 	if (umount2(fs->mount_point, 0) && errno != EINVAL && errno != ENOTCONN) {
 		if (!force)
 			return -errno;

@@ -101,7 +101,8 @@ struct mirror {
 	pthread_rwlock_t gate; // read: a change, from its event to its frame; write: a checkpoint between two changes
 
 	pthread_mutex_t stream_lock; // everything below
-	pthread_cond_t stream_wake, idle_wake;
+	pthread_cond_t stream_wake, idle_wake, thaw_wake;
+	bool frozen; // changes wait before they begin
 	int state, ack;
 	struct transport link;
 	uint64_t session, epoch, seq, applied, lag_bytes, lag_frames, queued;

@@ -164,12 +164,30 @@ void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset
 	pthread_mutex_unlock(&ring->lock);
 }
 
+// Returns inside the gate, in a moment in which changes may begin.
+static void enter_gate(struct mirror *fs)
+{
+	bool frozen = true;
+
+	while (frozen) {
+		pthread_rwlock_rdlock(&fs->gate);
+		pthread_mutex_lock(&fs->stream_lock);
+		frozen = fs->frozen;
+		if (frozen) {
+			pthread_rwlock_unlock(&fs->gate);
+			while (fs->frozen)
+				pthread_cond_wait(&fs->thaw_wake, &fs->stream_lock);
+		}
+		pthread_mutex_unlock(&fs->stream_lock);
+	}
+}
+
 bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t offset, uint64_t length)
 {
 	struct mirror *fs = worker->fs;
 	bool refused;
 
-	pthread_rwlock_rdlock(&fs->gate);
+	enter_gate(fs);
 	pthread_mutex_lock(&fs->stream_lock);
 	refused = fs->state == MIRROR_REFUSING && !node->excluded;
 	pthread_mutex_unlock(&fs->stream_lock);

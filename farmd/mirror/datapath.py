@@ -169,6 +169,14 @@ class WriteThrough:
         """Treat the peer as lost: changes wait for a decision."""
         self._lib.mirror_detach(self._fs)
 
+    def freeze(self) -> None:
+        """Hold back changes until `thaw`; on return none is under way. Reads may wait as well."""
+        self._lib.mirror_freeze(self._fs)
+
+    def thaw(self) -> None:
+        """Let changes begin again."""
+        self._lib.mirror_thaw(self._fs)
+
     def set_ack(self, ack: Ack) -> None:
         """Change when operations return; those under way keep what they began with."""
         self._lib.mirror_set_ack(self._fs, _ACKS.index(ack))

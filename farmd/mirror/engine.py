@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from farmd.mirror.datapath import Ack, DataEvent, Received, Settings, State, Tls, WriteThrough, receive
+from farmd.mirror.datapath import Ack, DataEvent, EventKind, Received, Settings, State, Tls, WriteThrough, receive
 from farmd.model.errors import FarmError
 
 MESSAGE_BYTES = 65536
@@ -56,6 +56,36 @@ def event_message(event: DataEvent) -> Message:
     return message
 
 
+class Dirty:
+    """What changes while the peer is away come to, for people: 64 KiB blocks and inodes, up to a bound."""
+
+    KINDS = frozenset({EventKind.DATA, EventKind.INODE, EventKind.NAMES, EventKind.OVERFLOW})
+    _BLOCK = 65_536
+    _ROOM = 1 << 20
+
+    def __init__(self) -> None:
+        self._blocks: set[tuple[bytes, int]] = set()
+        self._inodes: set[bytes] = set()
+        self._more = False
+
+    def add(self, event: DataEvent) -> None:
+        """Count one event; nothing twice."""
+        handle = event.handle[1]
+        if event.kind is EventKind.OVERFLOW or len(self._inodes) + len(self._blocks) > self._ROOM:
+            self._more = True
+            return
+        self._inodes.add(handle)
+        if event.kind is EventKind.DATA:
+            first = event.offset // self._BLOCK
+            count = min(event.length // self._BLOCK, self._ROOM)
+            self._blocks.update((handle, first + number) for number in range(count))
+
+    def counts(self) -> Message:
+        """As `stats` answers it. `dirty_more`: there is more than was counted."""
+        counted = {"dirty_bytes": len(self._blocks) * self._BLOCK, "dirty_files": len(self._inodes)}
+        return counted | {"dirty_more": self._more}
+
+
 class Engine:
     """Reads orders, does them, reports events. One at a time is mounted, or one stream is received."""
 
@@ -69,6 +99,8 @@ class Engine:
         self._receiving: threading.Thread | None = None
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._over = False
+        self._counting = False
+        self._dirty = Dirty()
         self._orders: dict[str, Callable[[Message, list[int]], Message]] = {
             "mount": self._mount,
             "attach": self._attach,
@@ -79,9 +111,13 @@ class Engine:
             "settle": lambda order, _: self._with(lambda fs: fs.settle(order.get("timeout_ms", 10_000))),
             "ack": lambda order, _: self._with(lambda fs: fs.set_ack(Ack(order["ack"]))),
             "confirm": lambda order, _: self._with(lambda fs: fs.confirm(order["number"])),
+            "freeze": lambda _, __: self._with(WriteThrough.freeze),
+            "thaw": lambda _, __: self._with(WriteThrough.thaw),
             "checkpoint": self._checkpoint,
-            "stats": lambda _, __: {"stats": asdict(self._fs().stats())},
+            "stats": lambda _, __: {"stats": asdict(self._fs().stats()) | self._dirty.counts()},
+            "forget-dirty": self._forget_dirty,
             "unmount": self._unmount,
+            "free": self._free,
             "end": self._end,
         }
 
@@ -123,7 +159,10 @@ class Engine:
         if self._mounted is None:
             return
         for event in self._mounted.events():
-            self._send(event_message(event))
+            if self._counting and event.kind in Dirty.KINDS:
+                self._dirty.add(event)
+            else:
+                self._send(event_message(event))
 
     def _fs(self) -> WriteThrough:
         if self._mounted is None:
@@ -144,8 +183,13 @@ class Engine:
             | {"ack": Ack(wanted.get("ack", "strict")), "state": State(wanted.get("state", "alone"))}
             | {"excluded": tuple(wanted.get("excluded", ()))}
         )
+        self._counting = bool(order.get("count"))
         self._mounted = WriteThrough(settings)
         self._selector.register(self._mounted, selectors.EVENT_READ)
+        return {}
+
+    def _forget_dirty(self, _: Message, __: list[int]) -> Message:
+        self._dirty = Dirty()
         return {}
 
     def _secure(self, order: Message, fd: int, server: bool) -> Tls | None:
@@ -208,6 +252,11 @@ class Engine:
     def _unmount(self, order: Message, _: list[int]) -> Message:
         fs = self._fs()
         fs.unmount(bool(order.get("force")))
+        # With `keep` the stream lives on, for a last checkpoint, until `free`.
+        return {} if order.get("keep") else self._free(order, [])
+
+    def _free(self, _: Message, __: list[int]) -> Message:
+        fs = self._fs()
         self._report_events()
         self._selector.unregister(fs)
         self._mounted = None
