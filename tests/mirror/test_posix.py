@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.mirror.operations import Actor, Planner, prepare
+from tests.mirror.operations import Actor, Planner, name_fd, prepare
 from tests.mirror.pair import Pair
 from tests.mirror.trees import differences
 
@@ -81,6 +81,19 @@ def test_o_direct_and_o_dsync_writes_reach_the_copy_before_they_return(pair: Pai
         os.close(fd)
 
 
+def test_holes_are_found_and_stay_holes_at_the_copy(pair: Pair) -> None:
+    with (pair.mount / "sparse").open("w+b", buffering=0) as file:
+        file.truncate(64 << 20)
+        os.pwrite(file.fileno(), b"x" * 4096, 32 << 20)
+        os.fsync(file.fileno())
+        assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 32 << 20
+        assert os.lseek(file.fileno(), 32 << 20, os.SEEK_HOLE) == (32 << 20) + 4096
+    pair.settle()
+
+    assert (pair.copy / "sparse").stat().st_blocks * 512 < 1 << 20
+    assert differences(pair.backing, pair.copy) == []
+
+
 def test_a_strict_write_is_at_the_copy_when_it_returns(pair: Pair) -> None:
     with (pair.mount / "file").open("wb", buffering=0) as file:
         for number in range(50):
@@ -103,7 +116,7 @@ def test_an_unlinked_open_file_lives_on_at_both_ends(pair: Pair) -> None:
 def test_a_nameless_file_gets_its_name_and_contents_at_the_copy(pair: Pair) -> None:
     fd = os.open(pair.mount, os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(fd, b"contents")
-    os.link(f"/proc/self/fd/{fd}", pair.mount / "named", follow_symlinks=True)
+    name_fd(fd, os.fsencode(pair.mount / "named"))
     os.close(fd)
     pair.settle()
 
