@@ -28,7 +28,8 @@ class RecordFile:
             raise FarmError(str(path), f"the node's record is damaged ({error})", step) from error
         if not data:
             sync_folder(path.parent)
-        self.record, self._counter = found if found else (None, 0)
+        self.record: Record | None = found[0] if found else None
+        self._counter = found[1] if found else 0
 
     def write(self, record: Record) -> None:
         """Make `record` durable."""

@@ -56,7 +56,7 @@ class Engine:
         try:
             socket.send_fds(self._control, [data], [] if fd is None else [fd])
             async with asyncio.timeout(ANSWER_S):
-                answer = await answered
+                answer: Message = await answered
         except (OSError, TimeoutError) as error:
             raise KernelError(
                 "the mirror's data path", f"{verb} was not answered ({error!r})", "See the log"

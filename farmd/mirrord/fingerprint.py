@@ -68,8 +68,8 @@ def _digest(fd: int) -> str:
     elif not stat.S_ISREG(status.st_mode):
         digest.update(str(status.st_rdev).encode())
         return digest.hexdigest()
-    for name in sorted(os.listxattr(here)):
-        digest.update(os.fsencode(name) + b"\0" + os.getxattr(here, name))
+    for attribute in sorted(os.listxattr(here)):
+        digest.update(os.fsencode(attribute) + b"\0" + os.getxattr(here, attribute))
     if not folder:
         with open(here, "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):

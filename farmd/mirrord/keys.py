@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from farmd.model.errors import BadRequest, PeerError, Refused
 
@@ -60,7 +61,8 @@ class Keys:
 
 def check_name(tls: ssl.SSLObject | ssl.SSLSocket, wanted: str) -> None:
     """Whether the other side is `wanted`. Raises PeerError."""
-    names = [value for kind, value in (tls.getpeercert() or {}).get("subjectAltName", ()) if kind == "DNS"]  # type: ignore[misc]
+    known: Any = (tls.getpeercert() or {}).get("subjectAltName", ())
+    names = [value for kind, value in known if kind == "DNS"]
     if wanted not in names:
         cause = f"its certificate is for {', '.join(map(str, names)) or 'nobody'}, not for {wanted}"
         raise PeerError("the peer", cause, "See that each node has its own folder of keys")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections between the two nodes: one port, and three kinds of connection behind one greeting.
 
-The greeting is 40 bytes in clear: magic, kind, node, mirror, token. Behind it, if the nodes have keys, TLS 1.3 with both
-certificates begins. `control` carries the core's messages; `stream` is handed to the data path, which speaks TLS by
+The greeting is 40 bytes in clear: magic, kind, node, mirror, token. Behind it, if the nodes have keys, TLS 1.3
+with both certificates begins. `control` carries the core's messages; `stream` is handed to the data path, which speaks TLS by
 itself; `bulk` carries a pass of the checksum engine. A stream or bulk connection is taken only under a token that was
 agreed over the control connection.
 """
@@ -192,7 +192,7 @@ class Peer:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=2 * MAX_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
-        tls = self._keys and (self._keys.server() if server else self._keys.client())
+        tls = (self._keys.server() if server else self._keys.client()) if self._keys else None
         name = node_name(self._config.other)
         async with asyncio.timeout(GREETING_S):
             if server:

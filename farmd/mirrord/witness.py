@@ -41,7 +41,7 @@ def _plain(generation: Generation) -> list[int]:
 
 
 async def ask(place: tuple[str, int], mirror: bytes, me: NodeId, claim: Claim | None, keys: Keys | None) -> Answer:
-    """Claim, or with None only read. Raises PeerError without an answer: the claim may have been granted all the same."""
+    """Claim, or with None only read. Raises PeerError without an answer: it may have been granted."""
     question: dict[str, Any] = {"mirror": mirror.hex(), "node": int(me)}
     if claim is not None:
         question["claim"] = {
