@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -53,6 +54,8 @@ class Api:
             job = self._shell.begin(Mode[verb.upper()])
             return self._envelope("Operation", {"text": f"{verb} has begun", "job": job.number})
         order = self._order(verb, body)
+        if isinstance(order, Demote | Stop) and not body.get("force"):
+            await asyncio.to_thread(self._nobody_is_in, verb)
         await self._shell.order(order, ORDER_S)
         return self._envelope("Operation", {"text": _DONE[verb]})
 
@@ -65,16 +68,15 @@ class Api:
                     raise BadRequest("accept", f"there is no {word.lower()!r}", f"Give one of {known}")
                 return Promote(Accept[word])
             case "demote" | "swap" | "stop":
-                self._nobody_is_in(verb, bool(body.get("force")))
                 return Stop() if verb == "stop" else Demote(handover=verb == "swap")
             case "resync":
                 return GiveUp() if body.get("give_up") else Resync()
         raise BadRequest(verb, "there is no such order", f"The orders are {', '.join(_DONE)}")
 
-    def _nobody_is_in(self, verb: str, force: bool) -> None:
+    def _nobody_is_in(self, verb: str) -> None:
         """The directory goes away: whoever has files open there would lose them."""
         config = self._shell.config
-        if force or self._shell.serving.engine_pid is None:
+        if self._shell.serving.engine_pid is None:
             return
         found = users(Path(config.directory))
         if found:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arbiters: one register with compare-and-swap, kept in a file by the operator, on a shared disk, or by a witness."""
+"""The arbiters: one register with compare-and-swap, kept by the operator, in a shared file, or by a witness."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one name below a directory holds, in one short digest: to compare few names on both nodes while nothing moves."""
+"""What one name below a directory holds, in one digest: to compare few names on both nodes while nothing moves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands at the replicated directory's path: dead mounts of an earlier run, and the programs that use a live one."""
+"""What stands at the replicated directory's path: dead mounts of an earlier run, and who uses a live one."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ def is_ours(directory: Path) -> bool:
 
 def users(directory: Path) -> list[str]:
     """Programs with a file or their working directory below `directory`, as "name (pid N)"; ten at most."""
-    found = []
-    prefix = os.fsencode(directory)
+    found: list[str] = []
+    if not is_ours(directory):
+        return found
+    # Our own processes hold the directory below the mount, which has the same path and another device.
+    prefix, device = os.fsencode(directory), os.stat(directory).st_dev
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _uses(process, prefix):
+        if process.name.isdigit() and _uses(process, prefix, device):
             try:
                 name = (process / "comm").read_text().strip()
             except OSError:
@@ -46,7 +49,7 @@ def users(directory: Path) -> list[str]:
     return found[:10]
 
 
-def _uses(process: Path, prefix: bytes) -> bool:
+def _uses(process: Path, prefix: bytes, device: int) -> bool:
     links = [process / "cwd"]
     try:
         links += list((process / "fd").iterdir())
@@ -55,8 +58,8 @@ def _uses(process: Path, prefix: bytes) -> bool:
     for link in links:
         try:
             target = os.readlink(os.fsencode(link))
+            if (target == prefix or target.startswith(prefix + b"/")) and os.stat(link).st_dev == device:
+                return True
         except OSError:
             continue
-        if target == prefix or target.startswith(prefix + b"/"):
-            return True
     return False

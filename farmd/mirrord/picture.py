@@ -46,6 +46,7 @@ async def picture(shell: Shell) -> dict[str, Any]:
         "lag": {"bytes": stats.get("lag_bytes", 0), "frames": stats.get("lag_frames", 0)},
         "dirty": _dirty(stats) if status.phase is Phase.PRIMARY and not in_sync else None,
         "resync": _resync(shell),
+        "last_resync": shell.resync.last,
         "job": None if shell.job is None else _job(shell),
         "history": _history(status.history),
         "peer_history": _history(status.peer_history),
@@ -70,7 +71,7 @@ def _resync(shell: Shell) -> dict[str, Any] | None:
     seconds = time.monotonic() - shown.began if shown else 0.0
     answer: dict[str, Any] = {"what": shown.what if shown else "receiving", "seconds": round(seconds, 1)}
     if shown:
-        answer |= {"passes": shown.passes, "bytes_sent_before": shown.bytes_sent}
+        answer |= {"passes": shown.passes, "bytes_moved_before": shown.bytes_moved}
     return answer | (_progress(progress, seconds) if progress else {})
 
 

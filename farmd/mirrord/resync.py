@@ -56,8 +56,9 @@ class Shown:
     what: str
     began: float = field(default_factory=time.monotonic)
     passes: int = 0
-    bytes_sent: int = 0
-    """Of the passes that are over."""
+    bytes_moved: int = 0
+    """Contents, of the passes that are over."""
+    names_differing: int = 0
 
 
 class Resync:
@@ -76,7 +77,10 @@ class Resync:
         self._peer, self._say = peer, say
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._bulk: BulkPass | None = None
+        self._took_s = 0.0
         self.shown: Shown | None = None
+        self.last: dict[str, Any] | None = None
+        """What the last whole resync came to."""
 
     def on_answer(self, message: Message) -> None:
         """The peer answers what was asked under a token."""
@@ -104,6 +108,13 @@ class Resync:
                     break
             async with frozen(tree):
                 await self._last_round(tree, shown, epoch)
+            seconds = round(time.monotonic() - shown.began, 3)
+            self.last = {
+                "passes": shown.passes,
+                "bytes_moved": shown.bytes_moved,
+                "names": shown.names_differing,
+                "seconds": seconds,
+            }
             return shown
         finally:
             self.shown = None
@@ -126,16 +137,23 @@ class Resync:
     async def _sync(self, shown: Shown, rate: int) -> dict[str, int]:
         counters, _ = await self._pass(Mode.SYNC, Pass.QUICK, rate=rate)
         shown.passes += 1
-        shown.bytes_sent += counters["bytes_differing"]
+        shown.bytes_moved += counters["bytes_differing"]
+        shown.names_differing += counters["files_differing"]
         return counters
 
     async def compare(self, mode: Mode) -> tuple[dict[str, int], list[Finding]]:
         """A pass that changes nothing: counters of the target, and what it found."""
-        self.shown = Shown(mode.name.lower())
+        self.shown = shown = Shown(mode.name.lower())
         try:
             return await self._pass(mode, Pass.CONTENTS)
         finally:
             self.shown = None
+            self._took_s = time.monotonic() - shown.began
+
+    def estimate(self, counters: dict[str, int]) -> float:
+        """After a diff: seconds that a resync would take, if the link stays as the probe found it."""
+        probe_s = counters["probe_ns"] / 1e9
+        return round(max(self._took_s - probe_s, 0.0) + counters["bytes_differing"] * probe_s / PROBE_BYTES, 3)
 
     async def confirm(self, tree: Tree, findings: list[Finding]) -> list[Finding]:
         """Which of the names really differ, seen while nothing moves: live ones differ only for a moment."""

@@ -4,9 +4,9 @@
 The loop in `Shell.run` is the only place that talks to the core. Whatever takes long (a resync, a claim, a checkpoint)
 is a task that puts an event into the queue when it ends.
 
-Three commands have nothing to do here, and why that is safe: `Inherit`, `SendCover` and `ClearJournal` keep a journal of
-zones. This shell keeps none. It finds what differs by the checksum engine, which believes of either copy only what the
-kernel says is unchanged since both were compared, within one boot; after a power loss everything is read.
+Three commands have nothing to do here, and why that is safe: `Inherit`, `SendCover` and `ClearJournal` keep a journal
+of zones. This shell keeps none. It finds what differs by the checksum engine, which believes of either copy only what
+the kernel says is unchanged since both were compared, within one boot; after a power loss everything is read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from farmd.mirrord.following import Following
 from farmd.mirrord.keys import Keys
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
-from farmd.mirrord.wire import Control, Kind, Message, Peer
+from farmd.mirrord.wire import Control, Message, Peer
 from farmd.model.errors import FarmError, KernelError, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
 from farmd.model.nodes import NodeId
@@ -285,6 +285,8 @@ class Shell:
                 found = await self.resync.confirm(self.serving, found)
             names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(one.path)} for one in found]
             job.result = {"counters": counters, "findings": names, "equal": not found and not counters["errors"]}
+            if mode is Mode.DIFF:
+                job.result["estimate_s"] = self.resync.estimate(counters)
             job.result["differences"] = sum(one.kind is not Found.UNREADABLE for one in found)
             job.state = "done"
             self._queue.put_nowait(on.VerifyEnded(self.session, job.result["differences"]))
