@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,6 +20,8 @@ from farmd.model.mirrorfile import MirrorConfig
 
 _ROOM = 16
 """Connections announced and not yet come, or come and not yet announced."""
+_GRACE_S = 1.0
+"""A primary that resigns closes the stream and says so over the control connection, in either order."""
 
 
 class Following:
@@ -138,5 +139,9 @@ class Following:
 
     def _on_event(self, engine: Engine, event: Message) -> None:
         if engine is self._engine and event["event"] in ("ended", "gone"):
-            with contextlib.suppress(KeyError):
-                self._lose(f"the stream ended: {event.get('text') or 'the primary closed it'}")
+            why = f"the stream ended: {event.get('text') or 'the primary closed it'}"
+            asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
+
+    def _stream_ended(self, engine: Engine, why: str) -> None:
+        if engine is self._engine:
+            self._lose(why)

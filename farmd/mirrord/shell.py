@@ -309,6 +309,7 @@ class Shell:
 
     def _on_message(self, message: Message) -> None:
         if "core" in message:
+            self.peer.trouble = ""
             said = decode(json.dumps(message["core"]).encode())
             if isinstance(said, Hello):
                 self.peer_hello = said
@@ -332,6 +333,7 @@ class Shell:
         if control is not None:
             _log.info("the peer is lost: %s", why)
             control.close(why)
+            self.peer.trouble = why
             self._queue.put_nowait(on.PeerLost(self.session, why))
 
     # ---- small acts ----

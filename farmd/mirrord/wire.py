@@ -205,5 +205,4 @@ class Peer:
         secured = transport.get_extra_info("ssl_object")
         if secured is not None:
             check_name(secured, name)
-        self.trouble = ""
         await self._on_control(Control(reader, writer, self._config.peer_timeout_s))
