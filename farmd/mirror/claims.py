@@ -141,7 +141,8 @@ def force(state: State, now_ns: int, register: Register | None = None) -> None:
 
 
 def _denied(state: State, register: Register) -> None:
-    state.persist(claim=None)
+    if state.record.claim is not None:
+        state.persist(claim=None)
     if state.phase is not Phase.CLAIMING:
         return
     state.phase = Phase.WAITING

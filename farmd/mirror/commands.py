@@ -67,7 +67,11 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class SetGate:
-    """From now on acknowledge by this gate. Opening PEER also puts what waits for an answer into the stream."""
+    """From now on acknowledge by this gate.
+
+    Setting PEER, even again, also puts what waits for an answer into the stream. Setting CLOSED ends the forwarding:
+    a connection outlives a tenure, and the next one begins with its own StartResync.
+    """
 
     gate: Gate
 

@@ -63,7 +63,7 @@ from farmd.mirror.meeting import Meeting, meet
 from farmd.mirror.messages import Done, Enter, Hello, Message, Ready, Resigned, UpToDate
 from farmd.mirror.record import Record
 from farmd.mirror.refusals import listed
-from farmd.mirror.state import FAR_NS, Phase, Settings, State
+from farmd.mirror.state import FAR_NS, Link, Phase, Settings, State
 from farmd.mirror.status import MirrorStatus, picture
 
 
@@ -141,6 +141,16 @@ class Node:
     def status(self) -> MirrorStatus:
         """A frozen picture of this node."""
         return picture(self._state)
+
+    @property
+    def phase(self) -> Phase:
+        """What the node is, without the price of a whole `status`."""
+        return self._state.phase
+
+    @property
+    def link(self) -> Link:
+        """How far a primary is with its peer."""
+        return self._state.link
 
     @property
     def record(self) -> Record:

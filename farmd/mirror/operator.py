@@ -55,6 +55,8 @@ def _why_not(state: State, order: Promote) -> Refused | None:
     record, theirs = state.record, state.theirs
     if state.phase is Phase.STARTING:
         return refusals.wrong_role("promote", "still starting", "Try again in a moment.")
+    if state.phase is Phase.CLAIMING:
+        return refusals.wrong_role("promote", "being promoted already", "Wait for the arbiter's answer.")
     if state.is_primary:
         return None
     if theirs is not None and theirs.primary and not state.split:

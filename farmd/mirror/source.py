@@ -33,6 +33,8 @@ def lead(state: State, now_ns: int, theirs: Hello) -> None:
         state.log_usable, state.compare_next = True, False
     plan = Plan.LOG if logs else Plan.COMPARE
     state.link = Link.ENTERING
+    # The target follows only whom it knows to be primary.
+    state.greet()
     state.deadline_ns = now_ns + state.settings.answer_ns
     state.say(Enter(record.generation, plan, base))
     state.tell(News.RESYNC_STARTED, f"bringing {state.peer_name} up to date", plan=str(plan))

@@ -95,7 +95,7 @@ class Tracker:
             return Admission.READY
         fresh = [zone for zone in missing if not self._waits(zone)]
         if self._hot + len(fresh) > self._limits.hot_zones:
-            self._make_room(self._limits.hot_zones * 3 // 4)
+            self._make_room(min(self._limits.hot_zones * 3 // 4, self._limits.hot_zones - len(fresh)))
         if self._hot + len(fresh) > self._limits.hot_zones:
             return Admission.FULL
         for zone in fresh:
@@ -145,6 +145,10 @@ class Tracker:
         """What to send first: names before attributes before contents, each in handle order."""
         unsent = [(zone, entry.unsent) for zone, entry in self._zones.items() if entry.unsent]
         return min(unsent, default=None)
+
+    def is_tracked(self, zone: Zone) -> bool:
+        """Whether anything is known of this zone itself."""
+        return zone in self._zones
 
     @property
     def tree(self) -> bytes | None:
