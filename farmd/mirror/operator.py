@@ -114,10 +114,14 @@ def _resign(state: State, order: Demote | Stop) -> None:
 def on_stopped(state: State) -> None:
     """No application is in any more."""
     if state.phase is Phase.RESIGNING:
-        if state.link is Link.SYNCED and state.session is not None:
-            state.out.append(Checkpoint(state.session))
-        else:
-            state.flush()
+        _make_durable(state)
+
+
+def _make_durable(state: State) -> None:
+    if state.link is Link.SYNCED and state.session is not None:
+        state.out.append(Checkpoint(state.session))
+    else:
+        state.flush()
 
 
 def on_settled(state: State) -> None:
@@ -131,7 +135,12 @@ def on_settled(state: State) -> None:
 
 def on_flushed(state: State) -> None:
     """A primary without an up-to-date peer has resigned; only its own copy may be promoted next."""
-    if state.phase is Phase.RESIGNING and state.ending is not None and state.link is not Link.SYNCED:
+    if state.phase is not Phase.RESIGNING or state.ending is None:
+        return
+    if state.link is Link.SYNCED:
+        # The peer has confirmed meanwhile: resign with it after all.
+        _make_durable(state)
+    else:
         _resigned(state, None)
 
 

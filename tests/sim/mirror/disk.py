@@ -91,7 +91,7 @@ class JournalFile:
 
     def __init__(self, real: bool) -> None:
         self._real = real
-        self._cover = Cover()
+        self._cover = self._torn = Cover()
         self._halves = [bytearray(HALF_BLOCKS * journal.BLOCK_BYTES) for _ in range(2)]
         self._place: journal.Place | None = None
         self._generation = 0
@@ -122,6 +122,9 @@ class JournalFile:
         if self._real and self._place is not None and self._place.number < HALF_BLOCKS - 1:
             block = journal.append(MIRROR, self._place, lines)[0][0]
             self._put(block, rng.randrange(len(block.data.rstrip(b"\0"))))
+            # With luck the rest of the block was there already, from an older generation.
+            self._torn = Cover()
+            self._torn.apply([*self._cover.lines(), *lines])
 
     def read(self) -> Cover | None:
         """What is there after a crash; None on a node that never had a journal."""
@@ -131,7 +134,7 @@ class JournalFile:
             return None
         cover, place = journal.read(MIRROR, [bytes(half) for half in self._halves])
         self._generation = place.generation
-        assert cover == self._cover, "the journal that was read is not the one that was written"
+        assert cover in (self._cover, self._torn), "the journal that was read is not the one that was written"
         return cover
 
     def _put(self, block: journal.Block, length: int = journal.BLOCK_BYTES) -> None:

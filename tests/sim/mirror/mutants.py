@@ -18,7 +18,7 @@ from farmd.mirror.messages import Done, Enter
 from farmd.mirror.receiving import Unflushed
 from farmd.mirror.state import Link, State
 from farmd.mirror.tracking import Admission, Tracker
-from farmd.mirror.zones import Line, Zone
+from farmd.mirror.zones import Line, Mark, Zone
 from farmd.model.nodes import NodeId
 from tests.sim.mirror import engine as engine_module
 from tests.sim.mirror import world as world_module
@@ -34,7 +34,7 @@ class Mutant(StrEnum):
     LOG_IGNORED = "crashed primary's log ignored (rule 5)"
     EVICTED_EARLY = "log evicted before both are durable"
     STALE_COPY = "stale zone copy: read without the lock"
-    NO_INHERITANCE = "no inheritance (rule 4)"
+    NO_INHERITANCE = "no inheritance, nor the peer's log in one's own (rule 4)"
     ALONE_BEFORE_CAS = "alone before the compare-and-swap (rule 3)"
     CLAIM_REPLACED = "a claim forgotten in a crash (rule 8)"
     UPTODATE_BEFORE_FLUSH = "up to date before the flush (rule 6)"
@@ -66,6 +66,17 @@ def _may_always_go(self: Tracker, entry: Any) -> bool:
     return not (entry.pins or entry.issued) and (entry.hot or entry.durable != entry.unsent)
 
 
+def _in_memory_only(self: Tracker, lines: Iterable[Line]) -> None:
+    """Without this as well, the returning primary's own log would stand in for the zones not inherited."""
+    for line in lines:
+        if isinstance(line, Mark):
+            self._entry(line.zone).unsent |= line.zone.full if line.hot else line.mask
+
+
+def _unchecked(self: Tracker) -> None:
+    pass
+
+
 def _nothing_received(self: Unflushed) -> list[Line]:
     return []
 
@@ -93,6 +104,7 @@ def _not_recorded(state: State, now_ns: int, occasion: Occasion) -> None:
 def _durable_at_once(state: State, message: Done) -> None:
     _on_done(state, message)
     if state.finishing is not None:
+        state.out.pop()
         target.on_flushed(state)
 
 
@@ -144,7 +156,11 @@ _PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
     Mutant.LOG_IGNORED: [(Tracker, "suspect", _ignore)],
     Mutant.EVICTED_EARLY: [(Tracker, "_may_go", _may_always_go)],
     Mutant.STALE_COPY: [],
-    Mutant.NO_INHERITANCE: [(Unflushed, "lines", _nothing_received)],
+    Mutant.NO_INHERITANCE: [
+        (Unflushed, "lines", _nothing_received),
+        (Tracker, "suspect", _in_memory_only),
+        (Tracker, "check", _unchecked),
+    ],
     Mutant.ALONE_BEFORE_CAS: [(source, "on_lost", _alone_at_once)],
     Mutant.CLAIM_REPLACED: [(claims, "claim", _not_recorded)],
     Mutant.UPTODATE_BEFORE_FLUSH: [(target, "on_done", _durable_at_once)],

@@ -296,9 +296,11 @@ class History:
 
     def _quiet(self) -> bool:
         session = self.world.session
+        if session is None or not all(session.arrives.values()):
+            return False
         return not any(
             host.commands or host.inbox or host.engine is None or host.engine.ops for host in self.hosts
-        ) and not (session and any(session.queues.values()))
+        ) and not any(session.queues.values())
 
     def run(self, until: object, failure: str) -> None:
         """Let things happen until `until` holds."""
