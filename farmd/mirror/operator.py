@@ -165,6 +165,8 @@ def _resigned(state: State, message: Resigned | None) -> None:
     state.tell(News.RESIGNED, "this node has resigned in the planned way")
     if isinstance(order, Stop):
         _halt(state, order)
+    elif isinstance(order, Demote) and order.handover and message is None:
+        state.refuse(order, refusals.not_handed_over(state))
     elif order is not None:
         state.done(order)
 

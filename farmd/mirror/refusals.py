@@ -60,6 +60,15 @@ def peer_serves(state: State) -> Refused:
     return Refused("promote", f"{state.peer_name} is primary", "Use swap: it hands over without losing anything.")
 
 
+def not_handed_over(state: State) -> Refused:
+    """The peer went while this node resigned."""
+    return Refused(
+        "swap",
+        f"{state.peer_name} was lost before it could take over; nobody is primary now",
+        "Promote this node again, or the other one when it is back.",
+    )
+
+
 def split(state: State, order: str) -> Refused:
     """Both copies have writes that the other does not know."""
     theirs = state.theirs.history if state.theirs else ()

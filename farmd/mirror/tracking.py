@@ -60,6 +60,11 @@ class _Entry:
     def counts_hot(self) -> bool:
         return self.issued.hot if self.issued else self.hot
 
+    def own(self, zone: Zone) -> int:
+        """The blocks that lines of this very zone cover, or will."""
+        issued = self.issued.mask if self.issued else 0
+        return zone.full if self.counts_hot or self.hot else self.durable | issued
+
     @property
     def idle(self) -> bool:
         """Nothing is known of it, so it need not be remembered."""
@@ -156,10 +161,13 @@ class Tracker:
         return self._tree
 
     def sent(self, seq: int, zone: Zone, mask: int) -> None:
-        """The blocks were read and put into the stream as frame `seq`, with their writers locked out meanwhile."""
+        """The blocks were read and put into the stream as frame `seq`, with their writers locked out meanwhile.
+
+        Blocks without a line of their own are covered by a coarser one, and settle with that.
+        """
         entry = self._entry(zone)
         entry.unsent &= ~mask
-        entry.unsettled |= mask
+        entry.unsettled |= mask & entry.own(zone)
         entry.seq = max(entry.seq, seq)
 
     def compared(self, seq: int, above: bytes | None) -> None:

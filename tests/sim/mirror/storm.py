@@ -22,6 +22,7 @@ from tests.sim.mirror.world import MS, Host, World
 ROUNDS = 3
 STORM_STEPS = 260
 SETTLE_STEPS = 6000
+AIMED_STEPS = 1500
 
 
 class Stuck(AssertionError):
@@ -207,6 +208,25 @@ class History:
         self.plan.append((lambda: any(self._phase(host) is Phase.TARGET for host in self.hosts), lambda: None))
         self.plan.append((self._later(0.15), break_off))
 
+    def _power_cut(self) -> None:
+        """Both lose power just after the target is up to date, and it is the target that serves next (rule 6)."""
+        world = self.world
+        roles = self._roles()
+        if roles is None:
+            return
+        first, second = roles
+
+        def cut() -> None:
+            for host in self.hosts:
+                world.crash(host, power=True)
+            world.power_on(second)
+
+        world.notice(second)
+        self.plan.append((lambda: self._phase(second) is Phase.TARGET, lambda: None))
+        self.plan.append((lambda: first.core is not None and first.core.link is Link.SYNCED, cut))
+        self.plan.append((lambda: self._phase(second) is Phase.WAITING, lambda: world.order(second, Promote())))
+        self.plan.append((lambda: second.engine is not None and second.engine.accepting, lambda: None))
+
     def _later(self, chance: float) -> Callable[[], bool]:
         return lambda: self.random.random() < chance
 
@@ -246,6 +266,21 @@ class History:
         self.faulty = 0.0
         self.plan.clear()
 
+    def aim(self) -> None:
+        """One fault that aims at one safeguard, in otherwise fair weather, which it needs to get to its end."""
+        self.world.busy = True
+        rng = self.random
+        rng.choice((self._relay, self._break_at_the_switch, self._break_a_beginning, self._power_cut))()
+        if rng.random() < 0.5:
+            self.world.notice(self.hosts[0])
+        for _ in range(AIMED_STEPS):
+            self.step()
+            self.steps += 1
+            self.served += self.world.serving()
+            if not self.plan:
+                break
+        self.plan.clear()
+
     def settle(self) -> None:
         """All is well again: somebody can serve, the copies become equal, and no operation hangs."""
         world = self.world
@@ -256,7 +291,8 @@ class History:
         asked = self.random.sample(self.hosts, 2)
         self.run(lambda: self._in_sync() or self._promote(asked), "no node in sync")
         world.busy = False
-        self.run(lambda: self._quiet() and self._in_sync(), "operations hang")
+        # An order that was still under way may have ended the tenure once more.
+        self.run(lambda: self._quiet() and (self._in_sync() or self._promote(asked)), "operations hang")
         for host in self.hosts:
             assert host.engine is not None
             host.engine.tracker.check()
@@ -314,15 +350,15 @@ class History:
         raise Stuck(f"{failure}: {phases}")
 
 
-def ride(seed: int, *, stale_copies: bool = False) -> Outcome:
-    """One seed from creation to its last settling."""
+def ride(seed: int, *, aimed: bool = False, stale_copies: bool = False) -> Outcome:
+    """One seed from creation to its last settling; `aimed`: faults that aim at a safeguard instead of storms."""
     history = History(seed)
     history.world.stale_copies = stale_copies
     outcome = Outcome(seed)
     try:
         history.form()
         for _ in range(ROUNDS):
-            history.storm()
+            (history.aim if aimed else history.storm)()
             history.settle()
     except Stuck as problem:
         outcome.stuck = str(problem)
