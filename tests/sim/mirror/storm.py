@@ -292,7 +292,7 @@ class History:
         self.run(lambda: self._in_sync() or self._promote(asked), "no node in sync")
         world.busy = False
         # An order that was still under way may have ended the tenure once more.
-        self.run(lambda: self._quiet() and (self._in_sync() or self._promote(asked)), "operations hang")
+        self.run(lambda: (self._in_sync() or self._promote(asked)) and self._quiet(), "operations hang")
         for host in self.hosts:
             assert host.engine is not None
             host.engine.tracker.check()
