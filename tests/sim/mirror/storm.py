@@ -174,7 +174,8 @@ class History:
             world.crash(second, power=True)
             world.order(first, Promote())
 
-        take_over()
+        # Some writes first, so that the other node has zones that it did not flush.
+        self.plan.append((self._later(0.02), take_over))
         self.plan.append((lambda: second.engine is not None and second.engine.accepting, come_back))
         self.plan.append((lambda: self._phase(first) is Phase.SECONDARY, lose_power))
 
