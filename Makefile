@@ -4,7 +4,7 @@
 # Debian's own interpreter by default: wheels and C modules are then built for what servers run.
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
-C_FILES := $(wildcard ebpf/*.[ch] cext/*.[ch] cext/*/*.[ch] tests/*/*.[ch] tests/native/shim/*/*.h)
+C_FILES := $(wildcard ebpf/*.[ch] cext/*.[ch] cext/*/*.[ch] bench/*.[ch] tests/*/*.[ch] tests/native/shim/*/*.h)
 
 .PHONY: demo test check setup clean help fuzz kernels
 

@@ -3,9 +3,9 @@
 
     python -m bench.connections [--connections 200] [--rounds 3] [--plain-swap | --kept]
 
-Drain, rejoin and re-weight of a farm of three under long-lived connections that ask every 200 ms; once as farmd moves
-buckets, once with `--plain-swap`: the bitmaps are simply replaced, as filters without `held` and `fresh` do it. Without
-either option both run, and a farm of each kind stands beside the other in the table.
+Drain, rejoin, re-weight, leave and join of a farm of three under long-lived connections that ask every 200 ms; once as
+farmd moves buckets, once with `--plain-swap`: the bitmaps are simply replaced, as filters without `held` and `fresh` do
+it. Without either option both run, and a farm of each kind stands beside the other in the table.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bench.report import publish, table
@@ -29,6 +30,14 @@ from farmd.model.buckets import BUCKETS
 _WATCH_S = 2.0
 """Ten requests on each connection after the change."""
 NODES = ("node1", "node2", "node3")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A planned change: `make` returns when it is made. `leaver`: the node that stops with it, if one does."""
+
+    make: Callable[[], None]
+    leaver: str = ""
 
 
 def main() -> int:
@@ -64,11 +73,11 @@ def campaign(connections: int, rounds: int, *, plain_swap: bool) -> dict[str, li
         farm.wait_serving(NODES, seconds=60)
         with Observer(lab.plan) as observer:
             for _ in range(rounds):
-                for change, (act, done) in _changes(farm).items():
+                for name, change in changes(farm).items():
                     # New connections for each change: those that a plain swap broke have moved to other nodes.
                     with Connections(lab.plan, connections) as opened:
-                        results.setdefault(change, []).append(measure(farm, opened, act, done))
-                    print(f"{_kind(plain_swap)}, {change}: {results[change][-1]}", file=sys.stderr)
+                        results.setdefault(name, []).append(measure(farm, opened, change))
+                    print(f"{_kind(plain_swap)}, {name}: {results[name][-1]}", file=sys.stderr)
             doubles = observer.observation().doubles
             if doubles:
                 print(f"{doubles} SYNs were answered twice", file=sys.stderr)
@@ -77,36 +86,54 @@ def campaign(connections: int, rounds: int, *, plain_swap: bool) -> dict[str, li
     return results
 
 
-def measure(farm: Farm, opened: Connections, act: Callable[[], object], done: Callable[[], bool]) -> dict[str, Any]:
+def measure(farm: Farm, opened: Connections, change: Change) -> dict[str, Any]:
     """Make one change under `opened` and say what it cost."""
-    before, owners = opened.tally(), farm.buckets("node1")
-    act()
-    farm.wait("the change is made", done)
-    time.sleep(_WATCH_S)
-    tally, after = opened.tally().since(before), farm.buckets("node1")
-    moved = sum(max(0, after[node] - owners[node]) for node in NODES)
+    owners = farm.buckets("node1")
+    cost = watch(opened, change, _WATCH_S)
+    after = farm.buckets("node1")
+    moved = sum(max(0, after.get(node, 0) - owners.get(node, 0)) for node in NODES)
+    return cost | {"buckets_moved": moved}
+
+
+def watch(opened: Connections, change: Change, seconds: float) -> dict[str, Any]:
+    """Make one change under `opened`, go on for some seconds, and say what became of the connections.
+
+    `lost` and `resets` leave out those of a node that left: it stops, and they end with it. `stalls` are requests that
+    were not answered within a second.
+    """
+    before = opened.tally()
+    change.make()
+    time.sleep(seconds)
+    tally = opened.tally().since(before)
     return {
-        "lost": tally.lost,
-        "resets": sum(tally.resets.values()),
+        "lost": tally.lost_except(change.leaver),
+        "resets": sum(count for node, count in tally.resets.items() if node != change.leaver),
+        "of_the_leaver": tally.lost - tally.lost_except(change.leaver),
         "astray": tally.strays,
         "stalls": tally.stalls,
         "requests": tally.requests,
-        "buckets_moved": moved,
     }
 
 
-def _changes(farm: Farm) -> dict[str, tuple[Callable[[], object], Callable[[], bool]]]:
+def changes(farm: Farm) -> dict[str, Change]:
+    """Every planned change of a farm of three, in an order that ends where it began."""
     api = farm.lab.api("node1")
 
-    def has(node: str, buckets: int) -> Callable[[], bool]:
-        return lambda: abs(farm.buckets("node1")[node] - buckets) <= 1
+    def until(node: str, buckets: int, act: Callable[[], object], leaver: str = "") -> Change:
+        def make() -> None:
+            act()
+            farm.wait(f"{node} has {buckets} buckets", lambda: abs(farm.buckets("node1").get(node, 0) - buckets) <= 1)
+
+        return Change(make, leaver)
 
     third, fifth = BUCKETS // 3, BUCKETS // 5
     return {
-        "drain": (lambda: api.drain("node2"), has("node2", 0)),
-        "rejoin": (lambda: api.ready("node2"), has("node2", third)),
-        "re-weight 100 to 50": (lambda: api.set_weight("node1", 50), has("node1", fifth)),
-        "re-weight 50 to 100": (lambda: api.set_weight("node1", 100), has("node1", third)),
+        "drain": until("node2", 0, lambda: api.drain("node2")),
+        "rejoin": until("node2", third, lambda: api.ready("node2")),
+        "re-weight 100 to 50": until("node1", fifth, lambda: api.set_weight("node1", 50)),
+        "re-weight 50 to 100": until("node1", third, lambda: api.set_weight("node1", 100)),
+        "leave": until("node3", 0, lambda: farm.lab.api("node3").leave(), leaver="node3"),
+        "join": until("node3", third, lambda: farm.lab.start("node3")),
     }
 
 

@@ -13,7 +13,6 @@ takes SCHED_FIFO for itself, so that other processes of this machine do not push
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
@@ -26,14 +25,17 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
 
+from bench.realtime import take_cpu
 from bench.report import percentile, publish, table
 from farmd.dataplane.kernel import Link, Program, load
 from farmd.model.rules import Address, Affinity, Protocol, Rule
 from tests.packet.rig import CLIENT4, CLIENT6, CLIENT_MAC, KEY, NODE4, NODE6, RULES, VIP4, VIP6, VIRTUAL_MAC, Rig
+from tests.unit import farms
 
 BARE = """
 __attribute__((section("xdp.frags"), used)) int bare(void *ctx) { return 1; } // XDP_DROP
@@ -44,6 +46,12 @@ GOALS = {"reject": 20.0, "accept": 25.0, "reject, 1000 rules": 45.0, "accept, 10
 
 
 _PAIRS = 5
+BENCH_RULES = (
+    *RULES,
+    Rule(7, "range4", farms.VIP4, Protocol.TCP, 8000, Affinity.CLIENT_NETWORK, 0, 8079),
+    Rule(8, "range6", farms.VIP6, Protocol.TCP, 8000, Affinity.CLIENT_NETWORK, 0, 8079),
+    Rule(9, "ids", farms.VIP4, Protocol.UDP, 5353, Affinity.PACKET_ID, 0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +70,20 @@ def tcp(version: int, *, vip: str = "", port: int = 80, flags: str = "S", cport:
     return bytes(Ether(dst=VIRTUAL_MAC, src=CLIENT_MAC) / ip / TCP(sport=cport, dport=port, flags=flags))
 
 
-def common_paths(suffix: str = "") -> list[Path]:
+def udp(port: int) -> bytes:
+    """A datagram to the IPv4 VIP."""
+    ip = IP(src=CLIENT4, dst=VIP4, id=4711)
+    return bytes(Ether(dst=VIRTUAL_MAC, src=CLIENT_MAC) / ip / UDP(sport=41000, dport=port) / Raw(bytes(24)))
+
+
+def common_paths(suffix: str = "", *, port: int = 80) -> list[Path]:
     """The paths that nearly all packets take, IPv4 and IPv6."""
     found = []
     for version, node in ((4, NODE4), (6, NODE6)):
         found += [
-            Path(f"not for a VIP, v{version}{suffix}", tcp(version, vip=node), "own", None),
-            Path(f"reject, v{version}{suffix}", tcp(version), "none", "drop-not-owner"),
-            Path(f"accept, v{version}{suffix}", tcp(version), "own", "accept-own"),
+            Path(f"not for a VIP, v{version}{suffix}", tcp(version, vip=node, port=port), "own", None),
+            Path(f"reject, v{version}{suffix}", tcp(version, port=port), "none", "drop-not-owner"),
+            Path(f"accept, v{version}{suffix}", tcp(version, port=port), "own", "accept-own"),
         ]
     return found
 
@@ -80,6 +94,9 @@ def further_paths(cport: int) -> list[Path]:
     return [
         Path("accept, client-ip-port, v4", tcp(4, port=8080), "own", "accept-own"),
         Path("accept, client-ip-port, v6", tcp(6, port=8080), "own", "accept-own"),
+        Path("accept, client-network, v4", tcp(4, port=8042), "own", "accept-own"),
+        Path("accept, client-network, v6", tcp(6, port=8042), "own", "accept-own"),
+        Path("accept, packet-id, v4", udp(5353), "own", "accept-own"),
         Path("drop without rule, v4", tcp(4, port=9), "own", "drop-no-rule"),
         Path("fresh, new connection, v4", tcp(4), "own+fresh", "accept-fresh-new"),
         Path("fresh, no socket, v4", tcp(4, flags="A"), "own+fresh", "drop-fresh-unknown"),
@@ -89,13 +106,15 @@ def further_paths(cport: int) -> list[Path]:
     ]
 
 
-def many_rules() -> tuple[tuple[Address, ...], tuple[Rule, ...]]:
-    """1000 rules on 250 VIPs, those that the frames are for among them."""
+def many_rules(*, ranges: bool = False) -> tuple[tuple[Address, ...], tuple[Rule, ...]]:
+    """1000 rules on 250 VIPs, those that the frames are for among them; `ranges`: each of 37 ports."""
     vips = [ip_address(VIP4), ip_address(VIP6)]
     vips += [ip_address(f"10.77.1.{number}") for number in range(124)]
     vips += [ip_address(f"fd77::1:{number:x}") for number in range(124)]
     rules = [
-        Rule(0, "", vip, Protocol.TCP, port, Affinity.CLIENT_IP, 0) for port in (80, 443, 8443, 9000) for vip in vips
+        Rule(0, "", vip, Protocol.TCP, port, Affinity.CLIENT_IP, 0, port + 36 if ranges else None)
+        for port in (80, 443, 8443, 9000)
+        for vip in vips
     ]
     return tuple(vips), tuple(replace(rule, index=index, name=f"r{index}") for index, rule in enumerate(rules, 1))
 
@@ -179,13 +198,14 @@ def measure(rounds: int, repeat: int) -> Bench:
         bench = Bench(rig, bare, repeat)
         with connected(rig) as cport:
             small, few = common_paths(), further_paths(cport)
-            large = common_paths(", 1000 rules")
-            vips, rules = many_rules()
+            large = common_paths(", 1000 rules"), common_paths(", 1000 rules with ranges", port=99)
+            tables = many_rules(), many_rules(ranges=True)
             for number in range(rounds):
-                rig.run(rig.filter.configure, replace(rig.config, rules=RULES), KEY, [rig.facts])
+                rig.run(rig.filter.configure, replace(rig.config, rules=BENCH_RULES), KEY, [rig.facts])
                 bench.round(small + few)
-                rig.run(rig.filter.configure, replace(rig.config, vips=vips, rules=rules), KEY, [rig.facts])
-                bench.round(large)
+                for paths, (vips, rules) in zip(large, tables, strict=True):
+                    rig.run(rig.filter.configure, replace(rig.config, vips=vips, rules=rules), KEY, [rig.facts])
+                    bench.round(paths)
                 print(f"round {number + 1} of {rounds}", file=sys.stderr)
         return bench
 
@@ -195,16 +215,7 @@ def goal_of(name: str) -> float | None:
     head, *rest = name.split(", ")
     if rest and rest[0] not in ("v4", "v6"):
         return None
-    return GOALS.get(f"{head}, 1000 rules" if "1000 rules" in rest else head)
-
-
-def take_cpu() -> str:
-    """Put this process, and the threads it will start, before all ordinary ones; which scheduling it has then."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        return "SCHED_OTHER"
-    return "SCHED_FIFO"
+    return GOALS.get(f"{head}, 1000 rules" if "1000 rules" in name else head)
 
 
 def main() -> None:

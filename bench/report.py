@@ -53,7 +53,7 @@ def host_facts() -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
         "cpu": _cpu_model(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": os.cpu_count(),
         "load": [round(one, 2) for one in os.getloadavg()],
         "python": platform.python_version(),
         "commit": _commit(),

@@ -166,27 +166,42 @@ static void farm_publish(uint32_t *at, uint32_t value)
 	__atomic_store_n(at, value, __ATOMIC_RELEASE);
 }
 
+// Eight bits as eight bytes of 0 or 1, the lowest bit first in memory.
+static uint64_t bytes_of_bits(uint8_t bits)
+{
+	const uint64_t each = 0x0101010101010101;
+	uint64_t one_in_each = bits * each & 0x8040201008040201;
+
+	return (one_in_each + 0x7f * each) >> 7 & each;
+}
+
+// The filter's form of a group's planes, a byte a bucket. A plane has a bit a bucket, FARM_BUCKETS / 8 bytes.
+static void farm_mix_planes(uint8_t *states, const uint8_t *own, const uint8_t *held, const uint8_t *fresh)
+{
+	for (unsigned int at = 0; at < FARM_BUCKETS / 8; at++) {
+		uint64_t mixed = bytes_of_bits(own[at]) * FARM_OWN | bytes_of_bits(held[at]) * FARM_HELD |
+				 bytes_of_bits(fresh[at]) * FARM_FRESH;
+
+		memcpy(states + 8 * at, &mixed, sizeof(mixed));
+	}
+}
+
 static void farm_prepare_hash(const uint64_t key[2], struct farm_hash *hash)
 {
 	const __u64 words[2] = {key[0], key[1]};
 
-	*hash = siphash_prepare(words);
+	*hash = farm_hash_of(words);
 }
 
-// `address` and `port` as they lie in a packet.
-static uint32_t farm_bucket_of_ipv4(const uint64_t key[2], uint32_t address, uint16_t port)
+// `address` and `extra` (a port or an identification) as they lie in a packet.
+static uint32_t farm_bucket_of_ipv4(const struct farm_hash *hash, uint32_t address, uint16_t extra)
 {
-	struct farm_hash hash;
-
-	farm_prepare_hash(key, &hash);
-	return farm_bucket_ipv4(&hash, address, port);
+	return farm_bucket_ipv4(hash, address, extra);
 }
 
-static uint32_t farm_bucket_of_ipv6(const uint64_t key[2], const uint64_t address[2], uint16_t port)
+static uint32_t farm_bucket_of_ipv6(const struct farm_hash *hash, const uint64_t address[2], uint16_t extra)
 {
 	const __u64 client[2] = {address[0], address[1]};
-	struct farm_hash hash;
 
-	farm_prepare_hash(key, &hash);
-	return farm_bucket_ipv6(&hash, client, port);
+	return farm_bucket_ipv6(hash, client, extra);
 }

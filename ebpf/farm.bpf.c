@@ -58,34 +58,22 @@ static __always_inline int is_opening(const struct tcphdr *tcp)
 	return (tcp_flags(tcp) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
-// What is hashed beside the client's address.
-static __always_inline __be16 affinity_port(const struct farm_rule_slot *rule, __be16 client_port)
-{
-	return rule->affinity == FARM_CLIENT_IP_PORT ? client_port : 0;
-}
-
 // Finds the rule, the bucket and its state, and decides.
 static __always_inline struct farm_outcome judge_packet(struct xdp_md *ctx, const struct farm_table *t,
 							const struct packet *p)
 {
-	const struct farm_rule_slot *rule = NULL;
-	__u32 group = 0, index = 0;
-	__be16 port = 0;
+	const struct farm_rule *rule = &t->rules[0]; // none: by client-ip, in group 0
 
 	if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP)
-		rule = find_rule(t, p->segment == ORPHAN ? farm_orphan_key(p->vip, p->protocol)
-							 : farm_rule_key(p->vip, p->protocol, p->vip_port));
-	if (rule) {
-		group = rule->group;
-		index = rule->rule;
-		port = affinity_port(rule, p->client_port);
-	} else if (!is_icmp(p)) {
+		rule = p->segment == ORPHAN ? find_orphan_rule(t, p->vip, p->protocol)
+					    : find_rule(t, p->vip, p->protocol, p->vip_port);
+	if (!rule->number && !is_icmp(p)) {
 		if (p->segment == ORPHAN)
 			return outcome(FARM_DROP_FRAGMENT_UNKNOWN, 0);
 		if (!t->accept_without_rule)
 			return outcome(FARM_DROP_NO_RULE, 0);
 	}
-	return outcome(decide(ctx, bucket_state(group, bucket_of(t, p, port)), p), index);
+	return outcome(decide(ctx, bucket_state(rule->group, bucket_of(t, p, rule->affinity)), p), rule->number);
 }
 
 static __always_inline enum farm_reason read_tcp(struct cursor *c, struct packet *p)
@@ -144,6 +132,7 @@ __noinline int farm_read_reported(struct xdp_md *ctx, struct packet *p)
 	if (fault != FARM_UNDECIDED || p->fragment == LATER_FRAGMENT || !same_address(sender, p->vip_address))
 		return FARM_DROP_ICMP_UNKNOWN;
 	p->fragment = WHOLE; // what comes in now is
+	p->fragment_id = 0;  // ours, which says nothing about the client's packets: an error goes by address
 	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
 		return FARM_UNDECIDED;
 	ports = take(&c, 2 * sizeof(*ports));
@@ -323,17 +312,17 @@ enum lane {
 	REASONS_MASK = FARM_REASONS - 1,
 };
 
-static __always_inline int end_plain(struct xdp_md *ctx, enum entry entry, const struct farm_rule_slot *rule,
-				     __u32 bucket, const struct tcphdr *tcp, __u8 protocol)
+static __always_inline int end_plain(struct xdp_md *ctx, enum entry entry, const struct farm_rule *rule, __u32 bucket,
+				     const struct tcphdr *tcp, __u8 protocol)
 {
 	__u8 state = bucket_state(rule->group, bucket);
 
 	if (!state)
-		return end(ctx, entry, FARM_DROP_NOT_OWNER, rule->rule);
+		return end(ctx, entry, FARM_DROP_NOT_OWNER, rule->number);
 	if (state == FARM_OWN)
-		return end(ctx, entry, FARM_ACCEPT_OWN, rule->rule);
+		return end(ctx, entry, FARM_ACCEPT_OWN, rule->number);
 	if (state & FARM_OWN && (protocol == IPPROTO_UDP || is_opening(tcp)))
-		return end(ctx, entry, FARM_ACCEPT_FRESH_NEW, rule->rule);
+		return end(ctx, entry, FARM_ACCEPT_FRESH_NEW, rule->number);
 	return LONG_WAY;
 }
 
@@ -349,8 +338,10 @@ static __always_inline int judge_plain_ipv4(struct xdp_md *ctx, enum entry entry
 {
 	const struct farm_table *t = active_table();
 	const struct tcphdr *tcp = (const void *)(ip + 1);
-	const struct farm_rule_slot *rule;
+	const struct farm_rule *rule;
 	__u32 vip, least, kind;
+	__be16 extra = 0;
+	__be32 client;
 
 	if (unlikely((const void *)(tcp + 1) > frame_end))
 		return LONG_WAY;
@@ -368,11 +359,17 @@ static __always_inline int judge_plain_ipv4(struct xdp_md *ctx, enum entry entry
 		return LONG_WAY;
 	if (unlikely(*(const __u8 *)ip != PLAIN_IPV4 || bpf_ntohs(ip->tot_len) < least || ip->saddr == ip->daddr))
 		return LONG_WAY;
-	rule = find_rule(t, farm_rule_key(vip, ip->protocol, tcp->dest));
-	if (unlikely(!rule))
+	rule = find_rule(t, vip, ip->protocol, tcp->dest);
+	if (unlikely(!rule->number))
 		return end_without_rule(ctx, entry, t);
-	return end_plain(ctx, entry, rule, farm_bucket_ipv4(&t->hash, ip->saddr, affinity_port(rule, tcp->source)), tcp,
-			 ip->protocol);
+	client = ip->saddr;
+	if (rule->affinity == FARM_CLIENT_IP_PORT)
+		extra = tcp->source;
+	else if (rule->affinity == FARM_CLIENT_NETWORK)
+		client &= bpf_htonl(NETWORK_IPV4);
+	else if (rule->affinity == FARM_PACKET_ID)
+		extra = ip->id;
+	return end_plain(ctx, entry, rule, farm_bucket_ipv4(&t->hash, client, extra), tcp, ip->protocol);
 }
 
 static __always_inline int judge_plain_ipv6(struct xdp_md *ctx, enum entry entry, const struct ipv6hdr *ip,
@@ -380,8 +377,9 @@ static __always_inline int judge_plain_ipv6(struct xdp_md *ctx, enum entry entry
 {
 	const struct farm_table *t = active_table();
 	const struct tcphdr *tcp = (const void *)(ip + 1);
-	const struct farm_rule_slot *rule;
+	const struct farm_rule *rule;
 	struct farm_address client, vip_address;
+	__be16 extra = 0;
 	__u32 vip, least;
 
 	// ICMPv6 may be a question to a VIP's neighbours.
@@ -402,11 +400,14 @@ static __always_inline int judge_plain_ipv6(struct xdp_md *ctx, enum entry entry
 	client = address_of_ipv6(&ip->saddr);
 	if (unlikely(ip->version != 6 || bpf_ntohs(ip->payload_len) < least || same_address(client, vip_address)))
 		return LONG_WAY;
-	rule = find_rule(t, farm_rule_key(vip, ip->nexthdr, tcp->dest));
-	if (unlikely(!rule))
+	rule = find_rule(t, vip, ip->nexthdr, tcp->dest);
+	if (unlikely(!rule->number))
 		return end_without_rule(ctx, entry, t);
-	return end_plain(ctx, entry, rule, farm_bucket_ipv6(&t->hash, client.words, affinity_port(rule, tcp->source)),
-			 tcp, ip->nexthdr);
+	if (rule->affinity == FARM_CLIENT_IP_PORT)
+		extra = tcp->source;
+	else if (rule->affinity == FARM_CLIENT_NETWORK)
+		client.words[1] = 0;
+	return end_plain(ctx, entry, rule, farm_bucket_ipv6(&t->hash, client.words, extra), tcp, ip->nexthdr);
 }
 
 // A reason that a function told which the verifier checks on its own, so that it knows nothing of what that returns.

@@ -8,7 +8,7 @@
 #include <linux/types.h>
 
 enum farm_limit {
-	FARM_ABI_VERSION = 2, // raised whenever a pinned map changes its meaning: then a new filter takes fresh maps
+	FARM_ABI_VERSION = 3, // raised whenever a pinned map changes its meaning: then a new filter takes fresh maps
 	FARM_BUCKETS = 4096,
 	FARM_GROUPS = 16,
 	FARM_VIPS = 256,
@@ -21,10 +21,17 @@ enum farm_limit {
 	// Open addressing: a key lies in its home slot or one of the next three, else the table does not hold it. User
 	// space draws seeds until this is so. The tables are three slots longer than the homes, so probing never wraps.
 	FARM_PROBES = 4,
-	FARM_VIP_SHIFT = 54,  // homes are the top bits of a 64-bit product: 1024, for IPv4 and for IPv6
-	FARM_RULE_SHIFT = 52, // 4096
+	FARM_VIP_SHIFT = 54, // homes are the top bits of a 64-bit product: 1024, for IPv4 and for IPv6
 	FARM_VIP_SLOTS = 1027,
-	FARM_RULE_SLOTS = 4099,
+	FARM_RULE_ROOM = 1024, // a power of two above FARM_RULES
+	// The ports of a VIP and protocol are a book of 512 pages of 128 ports. Pages that are alike are one; a rule
+	// makes three at most: where its ports begin, where they end, and all between.
+	FARM_SERVICES = 512, // VIP and protocol
+	FARM_PAGES = 512,
+	FARM_PAGE_PORTS = 128,
+	FARM_PAGE_SHIFT = 7,
+	FARM_PAGE_ROOM = 4096, // different pages; 3 * FARM_RULES + 1 would do
+	FARM_FACTORS = 5,
 	// jiffies are advanced by one CPU. If a hypervisor stops that one, another steps in after five ticks, so what
 	// we read may be late by six. The lease ends that much earlier, and so never late.
 	FARM_LEASE_MARGIN_TICKS = 6,
@@ -37,9 +44,12 @@ enum farm_state {
 	FARM_FRESH = 4, // ours, but a live node still has connections of it; only together with FARM_OWN
 };
 
+// What of a packet is hashed.
 enum farm_affinity {
-	FARM_CLIENT_IP = 0,
-	FARM_CLIENT_IP_PORT = 1,
+	FARM_CLIENT_IP,	     // the client's address
+	FARM_CLIENT_IP_PORT, // ... and port
+	FARM_CLIENT_NETWORK, // the client's /24 (IPv4) or /64 (IPv6)
+	FARM_PACKET_ID,	     // the client's address and the packet's identification; IPv4 only
 };
 
 // Why a frame met its fate. The order tells the verdict: not ours, accepted (pass), answered (sent back), dropped.
@@ -87,14 +97,23 @@ struct farm_ipv4_slot {
 struct farm_ipv6_slot {
 	struct farm_address address;
 	__u32 vip;
-	__u32 unused;
+	__u32 unused[3]; // 32 bytes: to find a slot is a shift then
 };
 
-struct farm_rule_slot {
-	__u32 key;  // see farm_rule_key()
-	__u16 rule; // 1..FARM_RULES; 0: the slot is free
+struct farm_rule {
+	__u16 number; // 1..FARM_RULES; 0: there is no such rule
 	__u8 group;
 	__u8 affinity; // enum farm_affinity
+};
+
+// The number of each port's rule; 0: none.
+struct farm_page {
+	__u16 rules[FARM_PAGE_PORTS];
+};
+
+// A VIP and protocol: the page of every 128 ports.
+struct farm_service {
+	__u16 pages[FARM_PAGES];
 };
 
 struct farm_interface {
@@ -103,10 +122,12 @@ struct farm_interface {
 	__u8 unused[2];
 };
 
-// SipHash's state under the farm's key, as far into the first round as it gets without a message. See siphash.h.
+// What siphash.h makes of the farm's key: SipHash's state, as far into the first round as it gets without a message,
+// and the factors that shorten IPv6 addresses.
 struct farm_hash {
 	__u64 v0, v1, v2, v3;
 	__u64 v1_turned;
+	__u64 factors[FARM_FACTORS];
 };
 
 // Everything that farm.toml decides. Written whole into the generation that is not in use, then switched to.
@@ -114,14 +135,16 @@ struct farm_table {
 	struct farm_hash hash;
 	__u64 ipv4_seed;
 	__u64 ipv6_seed;
-	__u64 rule_seed;
 	__u8 virtual_mac[6];
 	__u8 accept_without_rule;
 	__u8 unused;
 	struct farm_interface interfaces[FARM_INTERFACES];
 	struct farm_ipv4_slot ipv4_vips[FARM_VIP_SLOTS];
 	struct farm_ipv6_slot ipv6_vips[FARM_VIP_SLOTS];
-	struct farm_rule_slot rules[FARM_RULE_SLOTS];
+	struct farm_rule rules[FARM_RULE_ROOM]; // by number; 0 is all zeros
+	struct farm_service services[FARM_SERVICES];
+	__u16 orphans[FARM_SERVICES]; // the rule of later fragments, which have no ports; 0: their ports decide
+	struct farm_page pages[FARM_PAGE_ROOM];
 };
 
 struct farm_active {

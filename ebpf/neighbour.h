@@ -73,7 +73,7 @@ static __always_inline __be32 load_ipv4(const __u8 *bytes)
 // Do we own the bucket of the one who asks?
 static __always_inline int asker_is_ours(const struct farm_table *t, const struct packet *asker)
 {
-	return bucket_state(0, bucket_of(t, asker, 0)) & FARM_OWN;
+	return bucket_state(0, bucket_of(t, asker, FARM_CLIENT_IP)) & FARM_OWN;
 }
 
 // An ARP frame; its ARP header begins at `offset`. An enum farm_reason.

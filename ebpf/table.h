@@ -7,10 +7,19 @@
 #include "parse.h"
 #include "siphash.h"
 
+enum table_constant {
+	NETWORK_IPV4 = 0xffffff00, // /24; of IPv6 it is the first word, /64
+};
+
 // The generation in use.
 static __always_inline const struct farm_table *active_table(void)
 {
-	return &farm_generations[*(volatile __u32 *)&farm_in_use.generation & (FARM_GENERATIONS - 1)];
+	const struct farm_table *t = &farm_generations[0];
+
+	if (*(volatile __u32 *)&farm_in_use.generation)
+		t = &farm_generations[1];
+	asm volatile("" : "+r"(t)); // one decision, not one at every use
+	return t;
 }
 
 // The number of the VIP with this address, 0 if it is none. Mirrored by ipv4_home() in farmd/dataplane/tables.py.
@@ -37,7 +46,9 @@ static __always_inline __u32 find_ipv6_vip(const struct farm_table *t, struct fa
 
 #pragma unroll
 	for (int i = 0; i < FARM_PROBES; i++) {
-		if (likely(same_address(slot[i].address, address)))
+		// not same_address(): clang would copy the struct byte by byte
+		if (likely(slot[i].address.words[0] == address.words[0] &&
+			   slot[i].address.words[1] == address.words[1]))
 			return slot[i].vip;
 		if (!slot[i].vip)
 			return 0;
@@ -45,31 +56,29 @@ static __always_inline __u32 find_ipv6_vip(const struct farm_table *t, struct fa
 	return 0;
 }
 
-// One number for what a rule names. `protocol` is TCP or UDP, which differ in bit 4; `port` is as it lies in the
-// packet. Mirrored by rule_key() in farmd/dataplane/tables.py.
-static __always_inline __u32 farm_rule_key(__u32 vip, __u32 protocol, __be16 port)
+// The service of a VIP and a protocol, which is TCP or UDP: they differ in bit 4. Mirrored by service_of() in
+// farmd/dataplane/tables.py.
+static __always_inline __u32 service_of(__u32 vip, __u32 protocol)
 {
-	return vip << 17 | (protocol & 16) << 12 | port;
+	return ((vip - 1) << 1 | (protocol >> 4 & 1)) & (FARM_SERVICES - 1);
 }
 
-// ... and for later fragments, which have no ports: there is a rule if all rules of the VIP and protocol steer alike.
-static __always_inline __u32 farm_orphan_key(__u32 vip, __u32 protocol)
+// The rule for a port, as it lies in the packet; if none names it, one with number 0. Two loads and one for the rule,
+// whatever the rules look like.
+static __always_inline const struct farm_rule *find_rule(const struct farm_table *t, __u32 vip, __u32 protocol,
+							 __be16 port)
 {
-	return 1U << 31 | farm_rule_key(vip, protocol, 0);
+	__u32 host_port = bpf_ntohs(port);
+	__u32 page = t->services[service_of(vip, protocol)].pages[host_port >> FARM_PAGE_SHIFT];
+	__u32 number = t->pages[page & (FARM_PAGE_ROOM - 1)].rules[host_port & (FARM_PAGE_PORTS - 1)];
+
+	return &t->rules[number & (FARM_RULE_ROOM - 1)];
 }
 
-static __always_inline const struct farm_rule_slot *find_rule(const struct farm_table *t, __u32 key)
+// ... and for later fragments, which have no ports: there is one if all rules of the VIP and protocol steer alike.
+static __always_inline const struct farm_rule *find_orphan_rule(const struct farm_table *t, __u32 vip, __u32 protocol)
 {
-	const struct farm_rule_slot *slot = &t->rules[key * t->rule_seed >> FARM_RULE_SHIFT];
-
-#pragma unroll
-	for (int i = 0; i < FARM_PROBES; i++) {
-		if (likely(slot[i].key == key))
-			return &slot[i];
-		if (!slot[i].rule)
-			return NULL;
-	}
-	return NULL;
+	return &t->rules[t->orphans[service_of(vip, protocol)] & (FARM_RULE_ROOM - 1)];
 }
 
 // The hardware address of the interface that the frame came in on.
@@ -96,12 +105,22 @@ static __always_inline void copy_mac(void *to, const void *from)
 	target[2] = source[2];
 }
 
-// The bucket of a client; `port` 0 for the affinity client-ip.
-static __always_inline __u32 bucket_of(const struct farm_table *t, const struct packet *p, __be16 port)
+// The bucket of a packet by an affinity.
+static __always_inline __u32 bucket_of(const struct farm_table *t, const struct packet *p, __u8 affinity)
 {
-	if (p->ipv6)
-		return farm_bucket_ipv6(&t->hash, p->client.words, port);
-	return farm_bucket_ipv4(&t->hash, ipv4_of_address(p->client), port);
+	__be32 ipv4 = ipv4_of_address(p->client);
+	struct farm_address ipv6 = p->client;
+	__be16 extra = 0;
+
+	if (affinity == FARM_CLIENT_IP_PORT) {
+		extra = p->client_port;
+	} else if (affinity == FARM_CLIENT_NETWORK) {
+		ipv4 &= bpf_htonl(NETWORK_IPV4);
+		ipv6.words[1] = 0;
+	} else if (affinity == FARM_PACKET_ID) {
+		extra = p->fragment_id;
+	}
+	return p->ipv6 ? farm_bucket_ipv6(&t->hash, ipv6.words, extra) : farm_bucket_ipv4(&t->hash, ipv4, extra);
 }
 
 // Bits of enum farm_state.

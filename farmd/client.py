@@ -101,9 +101,12 @@ class Client:
         vip: str | None = None,
         vport: int | None = None,
         protocol: str | None = None,
+        packet: str | None = None,
+        identification: int | None = None,
     ) -> Answer[Explanation]:
-        """Which node serves this client, and why."""
+        """Which node serves this client, and why. `packet` is a `PacketKind`; None: one that opens a connection."""
         given = {"client": client, "port": port, "vip": vip, "vport": vport, "protocol": protocol}
+        given |= {"packet": packet, "id": identification}
         query = urlencode({name: value for name, value in given.items() if value is not None})
         return self._call("GET", f"/v1/explain?{query}", "Explanation")
 
@@ -111,9 +114,9 @@ class Client:
         """Let the daemon put farm.toml as it is now in force; an invalid one is refused and changes nothing."""
         return self._call("POST", "/v1/reload", "Operation", {})
 
-    def leave(self) -> Answer[Operation]:
-        """Let this node leave the farm as planned."""
-        return self._call("POST", "/v1/leave", "Operation", {})
+    def leave(self, *, force: bool = False) -> Answer[Operation]:
+        """Let this node leave the farm as planned. Refused without `force` if the farm would go dark."""
+        return self._call("POST", "/v1/leave", "Operation", {"force": force})
 
     def mirror(self) -> Answer[dict[str, Any]]:
         """The state of the mirror whose socket this is."""

@@ -81,9 +81,15 @@ def ready(session: Session, node: NodeArgument) -> None:
     _report(session, session.client().ready(node))
 
 
-def leave(session: Session) -> None:
-    """Hand over, say goodbye, stop: this node leaves the farm."""
-    _report(session, session.client().leave())
+def leave(
+    session: Session,
+    force: Annotated[bool, typer.Option("--force", help="Also if the farm would go dark without it")] = False,
+) -> None:
+    """Hand over, say goodbye, stop: this node leaves the farm.
+
+    Refused if too few voters would stay, or nobody to serve.
+    """
+    _report(session, session.client().leave(force=force))
 
 
 def reload(session: Session) -> None:

@@ -15,6 +15,7 @@ from farmd.cli.session import Session, verb
 from farmd.model.answers import Explanation, PlanesData
 from farmd.model.buckets import BUCKETS
 from farmd.model.errors import BadRequest, FarmError
+from farmd.model.question import PacketKind
 from farmd.model.rules import Affinity, Protocol
 
 _PLANES: Sequence[tuple[str, str]] = (
@@ -37,9 +38,30 @@ class Endpoint:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
+_EXAMPLES = """\b
+Examples:
+  farmctl explain 203.0.113.7                                     who serves this client?
+  farmctl explain 203.0.113.7:51514 192.0.2.10:443/tcp            ... this very connection?
+  farmctl explain 203.0.113.7 192.0.2.10 --packet echo            who answers its ping?
+  farmctl explain 203.0.113.7:5353 192.0.2.10:53/udp --id 4711    a datagram, by "packet-id"
+  farmctl explain 203.0.113.7:5353 192.0.2.10:53/udp --packet later-fragment
+  farmctl explain 203.0.113.7:51514 192.0.2.10:443 --packet icmp-error
+
+\b
+Packets:
+  opening         a TCP SYN, or a UDP datagram
+  following       a later segment of a TCP connection
+  first-fragment  the first fragment of either
+  later-fragment  another fragment, after the first
+  lost-fragment   another fragment whose first one was lost, or comes after it
+  icmp-error      "unreachable" or "too big", about what the VIP sent to the client
+  echo            a ping of the VIP
+"""
+
+
 def register(app: typer.Typer) -> None:
     """Add this family's verbs to `app`."""
-    verb(app)(explain)
+    verb(app, epilog=_EXAMPLES)(explain)
 
 
 def explain(
@@ -48,15 +70,29 @@ def explain(
         str, typer.Argument(metavar="CLIENT[:PORT]", help="203.0.113.7, 203.0.113.7:51514, [2001:db8::7]:51514")
     ],
     service: Annotated[str | None, typer.Argument(metavar="VIP:PORT[/PROTO]", help="192.0.2.10:443/tcp")] = None,
+    packet: Annotated[
+        PacketKind, typer.Option("--packet", metavar="KIND", help="Which packet of the client; see below")
+    ] = PacketKind.OPENING,
+    identification: Annotated[
+        int | None,
+        typer.Option("--id", metavar="N", min=0, max=(1 << 32) - 1, help="Its identification in the IP header"),
+    ] = None,
 ) -> None:
     """Show which node serves a client, why, and proof.
 
-    The proof is a made-up first packet of that client, run through the program that is loaded on this node.
+    The proof is a made-up packet of that client, run through the program that is loaded on this node. It is counted
+    nowhere and reaches nobody.
     """
     source = parse_endpoint(client)
-    vip, protocol = (None, None) if service is None else parse_service(service)
+    vip, protocol = (None, None) if service is None else parse_service(service, portless=packet is PacketKind.ECHO)
     answer = session.client().explain(
-        source.address, source.port, vip.address if vip else None, vip.port if vip else None, protocol
+        source.address,
+        source.port,
+        vip.address if vip else None,
+        vip.port if vip else None,
+        protocol,
+        None if packet is PacketKind.OPENING else packet,
+        identification,
     )
     data = answer.data
     if session.json:
@@ -94,11 +130,11 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(address, number)
 
 
-def parse_service(text: str) -> tuple[Endpoint, str | None]:
-    """VIP:PORT with or without /tcp or /udp. BadRequest if it is none."""
+def parse_service(text: str, *, portless: bool = False) -> tuple[Endpoint, str | None]:
+    """VIP:PORT with or without /tcp or /udp; `portless`: VIP will do. BadRequest if it is none."""
     place, slash, name = text.partition("/")
     endpoint = parse_endpoint(place)
-    if endpoint.port is None:
+    if endpoint.port is None and not portless:
         raise BadRequest(text, "the port is missing", "Write VIP:PORT, such as 192.0.2.10:443 or [2001:db8::10]:443")
     if slash and name not in [protocol.value for protocol in Protocol]:
         raise BadRequest(text, f"{name!r} is no protocol of a rule", "Write /tcp or /udp, or leave it out")
@@ -111,9 +147,16 @@ def render(data: Explanation, node: str, style: Style) -> str:
     owner = style(data["owner"], "bold") if data["owner"] else "no node"
     ignored = "  (the port does not count)" if data["affinity"] == Affinity.CLIENT_IP else ""
     lines = [f"client {client} -> {owner}"]
+    packet = data.get("packet", PacketKind.OPENING)
+    if packet != PacketKind.OPENING:
+        lines.append(_line("packet", packet))
     if data["rule"] is not None:
-        service = Endpoint(data["vip"] or "any VIP", data["vport"])
-        lines.append(_line("rule", f"{data['rule']}  {service}/{data['protocol']}, affinity {data['affinity']}"))
+        vip = data["vip"] or "any VIP"
+        service = f"[{vip}]" if ":" in vip else vip
+        service += f":{data.get('ports') or data['vport']}/{data['protocol']}"
+        lines.append(_line("rule", f"{data['rule']}  {service}, affinity {data['affinity']}"))
+    elif packet != PacketKind.LOST_FRAGMENT:
+        lines.append(_line("rule", f"none: {data['vip']} shares this out by {data['affinity']}"))
     lines += [
         _line("key", f"{data['key']}{ignored}"),
         _line("hash", f"siphash-1-3 = {data['hash']} -> bucket {data['bucket']} of {BUCKETS}, group {data['group']}"),

@@ -13,7 +13,7 @@ import typer
 from farmd.cli.errors import Unhealthy
 from farmd.cli.output import Style, age, duration, note, say, say_json, table, warn
 from farmd.cli.session import Session, verb
-from farmd.model.answers import FarmStatus, MemberData
+from farmd.model.answers import FarmStatus, MemberData, RuleData
 from farmd.model.errors import DaemonUnreachable, FarmError, TimedOut
 from farmd.model.nodes import MemberState, Role
 
@@ -102,11 +102,15 @@ def render(answer: Answer[FarmStatus], style: Style) -> str:
     if status["rules"]:
         head = ("RULE", "VIP", "PORT", "AFFINITY", "GROUP")
         rows = [
-            (rule["name"], rule["vip"], f"{rule['port']}/{rule['protocol']}", rule["affinity"], rule["group"])
+            (rule["name"], rule["vip"], f"{_ports(rule)}/{rule['protocol']}", rule["affinity"], rule["group"])
             for rule in status["rules"]
         ]
         blocks.append(table(head, rows))
     return "\n\n".join(block for block in blocks if block)
+
+
+def _ports(rule: RuleData) -> str:
+    return rule.get("ports", str(rule["port"]))  # a farmd that knows no ranges does not say
 
 
 def _headline(answer: Answer[FarmStatus], style: Style) -> str:

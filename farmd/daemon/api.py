@@ -23,6 +23,7 @@ from starlette.routing import Route
 from farmd.model.answers import API_VERSION, Counters, ErrorData, EventList, Explanation, FarmStatus, Operation
 from farmd.model.errors import BadRequest, ConfigError, FarmError
 from farmd.model.nodes import MAX_WEIGHT
+from farmd.model.question import PacketKind, Question
 from farmd.model.rules import Address
 from farmd.model.rules import Protocol as Transport
 
@@ -82,15 +83,13 @@ class Backend(Protocol):
     async def set_weight(self, member: str, weight: int, group: str | None) -> Operation:
         """Set the weight (0..255) of `member` in `group`, or in every group."""
 
-    async def explain(
-        self, client: Address, port: int | None, vip: Address | None, vport: int | None, protocol: Transport | None
-    ) -> Explanation:
-        """Which node serves this client. `vip` and `vport` come together; without them, by the client-ip affinity."""
+    async def explain(self, question: Question) -> Explanation:
+        """Which node serves this client."""
 
     async def reload(self) -> Operation:
         """Put farm.toml as it is now in force, if it is valid."""
 
-    async def leave(self) -> Operation:
+    async def leave(self, force: bool) -> Operation:
         """Leave the farm as planned: close, say goodbye, stop."""
 
 
@@ -139,16 +138,19 @@ class _Api:
         return await self._backend.events(query.number("after", int, 0), limit, wait_s)
 
     async def explain(self, request: Request) -> Explanation:
-        query = _Query(request, {"client", "port", "vip", "vport", "protocol"})
+        query = _Query(request, {"client", "port", "vip", "vport", "protocol", "packet", "id"})
         client, vip = query.address("client"), query.address("vip")
         vport = query.optional_number("vport")
         if client is None:
             raise BadRequest("client", "it is missing", "Add ?client=IP, the address to explain")
-        if (vip is None) != (vport is None):
+        packet = query.packet()
+        if (vip is None) != (vport is None) and not (packet is PacketKind.ECHO and vport is None):
             raise BadRequest("vip and vport", "one of them is missing", "Give both, or neither")
         if vip is not None and vip.version != client.version:
             raise BadRequest("vip", f"it is IPv{vip.version}, the client is IPv{client.version}", "Use one IP version")
-        return await self._backend.explain(client, query.optional_number("port"), vip, vport, query.transport())
+        ident = query.number("id", int, 0, low=0, high=(1 << 32) - 1) if "id" in request.query_params else None
+        port = query.optional_number("port")
+        return await self._backend.explain(Question(client, port, vip, vport, query.transport(), packet, ident))
 
     async def drain(self, request: Request) -> Operation:
         body = await _Body.read(request, {"force", "reason"})
@@ -171,8 +173,8 @@ class _Api:
         return await self._backend.reload()
 
     async def leave(self, request: Request) -> Operation:
-        await _Body.read(request, set())
-        return await self._backend.leave()
+        body = await _Body.read(request, {"force"})
+        return await self._backend.leave(body.value("force", bool, default=False))
 
     async def on_farm_error(self, _: Request, error: FarmError) -> Response:
         data: dict[str, Any] = dict(_error_data(error))
@@ -274,6 +276,14 @@ class _Query:
             return Transport(text)
         except ValueError as error:
             raise BadRequest("protocol", f"{text!r} is none that a rule can name", "Give tcp or udp") from error
+
+    def packet(self) -> PacketKind:
+        """The kind of packet; one that opens a connection if none is given."""
+        text = self._values.get("packet", PacketKind.OPENING)
+        try:
+            return PacketKind(text)
+        except ValueError as error:
+            raise BadRequest("packet", f"{text!r} is none", f"Give one of {', '.join(PacketKind)}") from error
 
 
 class _Body:

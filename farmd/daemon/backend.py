@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from farmd.daemon.clock import boot_ns
 from farmd.daemon.eventlog import EventLog
-from farmd.daemon.explain import Question, explain
-from farmd.daemon.report import EngineReport
+from farmd.daemon.explain import explain
+from farmd.daemon.refusals import refuse_dark_groups, refuse_dark_leave
 from farmd.daemon.status import LocalFacts, farm_status
 from farmd.daemon.supervisor import EngineSupervisor
 from farmd.dataplane.filter import Filter
@@ -25,8 +25,8 @@ from farmd.model.answers import (
 )
 from farmd.model.config import FarmConfig, Member
 from farmd.model.errors import NotFound, Refused
-from farmd.model.nodes import NodeId, Role
-from farmd.model.rules import Address, Protocol
+from farmd.model.nodes import Role
+from farmd.model.question import Question
 
 
 class DaemonBackend:
@@ -85,7 +85,7 @@ class DaemonBackend:
         target = self._serving(member)
         report = await self._engine.report()
         if not force:
-            self._refuse_last(report, target.id, f"drain {member}")
+            refuse_dark_groups(self._config, report, target.id, f"drain {member}")
         await self._engine.ask("request", kind="drain", member=target.id)
         why = f": {reason}" if reason else ""
         self._events.append(
@@ -105,7 +105,7 @@ class DaemonBackend:
         target = self._serving(member)
         index = None if group is None else self._group(group)
         if weight == 0:
-            self._refuse_last(await self._engine.report(), target.id, f"give {member} the weight 0")
+            refuse_dark_groups(self._config, await self._engine.report(), target.id, f"give {member} the weight 0")
         await self._engine.ask("request", kind="weight", member=target.id, weight=weight, group=index)
         where = f" in group {group}" if group else ""
         text = f"weight {weight} for {member}{where}"
@@ -114,12 +114,9 @@ class DaemonBackend:
         )
         return Operation(accepted=True, text=f"{text} from the next view on")
 
-    async def explain(
-        self, client: Address, port: int | None, vip: Address | None, vport: int | None, protocol: Protocol | None
-    ) -> Explanation:
+    async def explain(self, question: Question) -> Explanation:
         """Which node serves this client, with the loaded program's word for it."""
         report = await self._engine.report()
-        question = Question(client, port, vip, vport, protocol)
         probe = None if self._filter is None else self._filter.probe
         return explain(self._config, self._hash_key, report, question, probe, boot_ns())
 
@@ -130,8 +127,10 @@ class DaemonBackend:
             accepted=True, text="farm.toml is valid; this farmd starts again with it, the filter serves on"
         )
 
-    async def leave(self) -> Operation:
+    async def leave(self, force: bool) -> Operation:
         """Leave the farm in the planned way; farmd ends once the engine has left."""
+        if not force:
+            refuse_dark_leave(self._config, await self._engine.report())
         self._engine.leaving = True
         await self._engine.ask("request", kind="leave")
         self._events.append("leave.requested", f"{self.name} leaves the farm", {})
@@ -160,17 +159,3 @@ class DaemonBackend:
                 return group.index
         names = ", ".join(group.name for group in self._config.groups)
         raise NotFound(f"group {name}", "the farm has no such group", f"It has {names}")
-
-    def _refuse_last(self, report: EngineReport, target: NodeId, action: str) -> None:
-        view = report.view
-        if view is None:
-            raise Refused(
-                action, "this node is in no view, so nobody can say who would serve", "Wait for `farmctl status --wait`"
-            )
-        for group in self._config.groups:
-            if not any(view.weight(group.index, node) for node in view.members if node != target):
-                raise Refused(
-                    action,
-                    f"no other node would serve group {group.name}, so the farm would go dark",
-                    "Bring another node up first, or use --force",
-                )

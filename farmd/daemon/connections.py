@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol as Seam
 
 from farmd.model.planes import Planes
-from farmd.model.rules import Address, Affinity, Protocol, Rule
+from farmd.model.rules import Address, Affinity, Protocol, Rule, RuleBook
 
 Hash = Callable[[bytes, Affinity, Address, int], int]
 """`bucket_of`: the model's, or the same in C."""
@@ -46,12 +46,15 @@ class Census:
 def take_census(
     sockets: Iterable[VipSocket], rules: Sequence[Rule], planes: Sequence[Planes], key: bytes, bucket_of: Hash
 ) -> Census:
-    """Place every socket in its bucket and compare that with the planes."""
-    by_service = {(rule.vip, rule.port): rule for rule in rules if rule.protocol is Protocol.TCP}
+    """Place every socket in its bucket and compare that with the planes.
+
+    Sockets of TCP only: there `bucket_of`'s last argument is a port, since `packet-id` is for UDP.
+    """
+    book = RuleBook(rules)
     needed = [0] * len(planes)
     established = held = 0
     for socket in sockets:
-        rule = by_service.get((socket.vip, socket.vport))
+        rule = book.find(socket.vip, Protocol.TCP, socket.vport)
         if rule is None:
             continue
         bit = 1 << bucket_of(key, rule.affinity, socket.client, socket.cport)

@@ -131,7 +131,7 @@ class Engine:
         suspended = suspended_ns()
         slept, self._suspended_ns = suspended - self._suspended_ns, suspended
         if slept > _SUSPEND_TOLERANCE_NS:
-            self._close_filter()
+            self._write_lease(0)  # The planes stay as the core knows them: the next renewal opens them again.
         if pause > self._config.timing.lease_ns // 2 or slept > _SUSPEND_TOLERANCE_NS:
             self._transport.drop_backlog()
             now = self._alive_ns = boot_ns()

@@ -59,6 +59,7 @@ def farm_status(config: FarmConfig, report: EngineReport, now_ns: int, local: Lo
                 vip=str(rule.vip),
                 protocol=rule.protocol,
                 port=rule.port,
+                ports=rule.ports_text,
                 affinity=rule.affinity,
                 group=config.groups[rule.group].name,
             )

@@ -17,13 +17,15 @@ from farmd.model.errors import KernelError
 
 _VARIABLE = ".data."
 """How the name of a map begins that is a variable of the filter's: it lies in a section of its own."""
+_CAPABILITIES = (12, 38, 39)
+"""CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF, from linux/capability.h."""
 _AS_ROOT = "Run it as root, or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 
 
 def kernel_error(subject: str, number: int, what: str, next_step: str = "See `dmesg` and report it") -> KernelError:
     """A KernelError for `-errno` (or errno) `number`, with the last lines that libbpf printed."""
     number = abs(number)
-    if number in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
+    if number in (errno.EPERM, errno.EACCES) and not _may_use_bpf():
         next_step = _AS_ROOT
     log = [line for line in ffi.string(lib.farm_log()).decode(errors="replace").splitlines() if line.strip()]
     detail = "; ".join(log[-3:])
@@ -271,8 +273,15 @@ def _open(path: Path) -> Any:
     return handle
 
 
+def _may_use_bpf() -> bool:
+    """Whether this process has what attaching the filter takes; root may lack it, in a container or under systemd."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return all(effective >> number & 1 for number in _CAPABILITIES)
+
+
 def _load_advice(number: int) -> str:
-    if number in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
+    if number in (errno.EPERM, errno.EACCES) and not _may_use_bpf():
         return _AS_ROOT
     if number == errno.EPERM:
         return "The kernel forbids BPF here (container without CAP_BPF, lockdown?); run farmd on the host itself"

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.dataplane.kernel import Map, Program
-from farmd.model.buckets import BUCKETS
+from farmd.model.buckets import BUCKETS, plane_bytes
 from farmd.model.errors import KernelError
 from farmd.model.planes import CLOSED, Planes
 
@@ -113,19 +113,20 @@ class MemoryPlanes:
 
 
 def encode(planes: Planes) -> bytes:
-    """The kernel's form: a byte a bucket, with a bit for each plane."""
-    mixed = _spread(planes.own, _OWN) | _spread(planes.held, _HELD) | _spread(planes.fresh, _FRESH)
-    return mixed.to_bytes(BUCKETS, "little")
+    """The kernel's form: a byte a bucket, with a bit for each plane. In C, because a takeover waits for it."""
+    states = bytearray(BUCKETS)
+    lib.farm_mix_planes(
+        ffi.from_buffer("uint8_t[]", states, require_writable=True),
+        plane_bytes(planes.own),
+        plane_bytes(planes.held),
+        plane_bytes(planes.fresh),
+    )
+    return bytes(states)
 
 
 def decode(state: bytes) -> Planes:
     """The inverse of `encode`."""
     return Planes(own=_gather(state, _OWN), held=_gather(state, _HELD), fresh=_gather(state, _FRESH))
-
-
-def _spread(plane: int, bit: int) -> int:
-    digits = f"{plane:0{BUCKETS}b}".encode()  # bucket 0 last, which big-endian puts lowest
-    return int.from_bytes(digits.translate(bytes.maketrans(b"01", bytes([0, bit]))), "big")
 
 
 def _gather(state: bytes, bit: int) -> int:

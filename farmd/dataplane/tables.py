@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The filter's table: what `farm.toml` decides, as the bytes of a `struct farm_table`. Pure: touches no kernel object.
 
-VIPs and rules lie in open-addressing tables whose seeds we choose: every key is in its home slot or one of the next
-`FARM_PROBES` - 1, so that the filter's search is short and bounded.
+VIPs lie in open-addressing tables whose seeds we choose: every key is in its home slot or one of the next
+`FARM_PROBES` - 1, so that the filter's search is short and bounded. Rules are found through pages of 128 ports: two
+loads, whether a rule names one port, a range or all of them.
 """
 
 from __future__ import annotations
 
 import random
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.model.config import FarmConfig
 from farmd.model.interfaces import InterfaceFacts
-from farmd.model.rules import Address, Affinity, Protocol, Rule
+from farmd.model.rules import Address, Affinity, Protocol, Rule, RuleBook
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MAX_SEEDS = 100_000
+_PAGE_PORTS = int(lib.FARM_PAGE_PORTS)
 
 MAX_INTERFACES = int(lib.FARM_INTERFACES)
 
@@ -44,18 +46,9 @@ def ipv6_home(seed: int, words: tuple[int, int]) -> int:
     return (((words[0] * _GOLDEN & _MASK) ^ words[1]) * seed & _MASK) >> int(lib.FARM_VIP_SHIFT)
 
 
-def rule_key(vip: int, protocol: Protocol, port: int | None) -> int:
-    """What a rule is found by; `vip` counts from 1, and `port` is None for later fragments, which have none.
-
-    Mirrors farm_rule_key() and farm_orphan_key() in `ebpf/table.h`.
-    """
-    key = vip << 17 | (protocol is Protocol.UDP) << 16
-    return key | 1 << 31 if port is None else key | socket.htons(port)
-
-
-def rule_home(seed: int, key: int) -> int:
-    """Where a rule's search begins. Mirrors find_rule() in `ebpf/table.h`."""
-    return (key * seed & _MASK) >> int(lib.FARM_RULE_SHIFT)
+def service_of(vip: int, protocol: Protocol) -> int:
+    """Where the ports of a VIP and protocol are written; `vip` counts from 1. Mirrors service_of() in the C."""
+    return (vip - 1) << 1 | (protocol is Protocol.UDP)
 
 
 def place(keys: Iterable[Any], home: Callable[[int, Any], int]) -> tuple[int, dict[int, Any]]:
@@ -116,27 +109,41 @@ def _fill_vips(table: Any, numbers: Mapping[Address, int]) -> None:
         table.ipv6_vips[index].vip = by_words[words]
 
 
+_AFFINITIES = {
+    Affinity.CLIENT_IP: int(lib.FARM_CLIENT_IP),
+    Affinity.CLIENT_IP_PORT: int(lib.FARM_CLIENT_IP_PORT),
+    Affinity.CLIENT_NETWORK: int(lib.FARM_CLIENT_NETWORK),
+    Affinity.PACKET_ID: int(lib.FARM_PACKET_ID),
+}
+
+
 def _fill_rules(table: Any, numbers: Mapping[Address, int], rules: Sequence[Rule]) -> None:
-    by_key = {rule_key(numbers[rule.vip], rule.protocol, rule.port): rule for rule in rules}
-    by_key |= {rule_key(numbers[rule.vip], rule.protocol, None): rule for rule in portless(rules)}
-    table.rule_seed, slots = place(by_key, rule_home)
-    for index, key in slots.items():
-        rule = by_key[key]
-        slot = table.rules[index]
-        slot.key, slot.rule, slot.group = key, rule.index, rule.group
-        slot.affinity = lib.FARM_CLIENT_IP_PORT if rule.affinity is Affinity.CLIENT_IP_PORT else lib.FARM_CLIENT_IP
-
-
-def portless(rules: Sequence[Rule]) -> list[Rule]:
-    """One rule for each VIP and protocol whose rules all steer by client-ip in the same group.
-
-    A later fragment has no ports, but where it goes is then known all the same; it is counted under the first rule.
-    """
-    kinds: dict[tuple[Address, Protocol], list[Rule]] = {}
     for rule in rules:
-        kinds.setdefault((rule.vip, rule.protocol), []).append(rule)
-    return [
-        same[0]
-        for same in kinds.values()
-        if all(rule.affinity is Affinity.CLIENT_IP and rule.group == same[0].group for rule in same)
-    ]
+        entry = table.rules[rule.index]
+        entry.number, entry.group, entry.affinity = rule.index, rule.group, _AFFINITIES[rule.affinity]
+    places: dict[bytes, int] = {bytes(2 * _PAGE_PORTS): 0}  # page 0 has no rules
+    for (vip, protocol), ports in port_maps(rules).items():
+        service = service_of(numbers[vip], protocol)
+        table.services[service].pages = [
+            places.setdefault(page.tobytes(), len(places)) for page in batched_pages(ports)
+        ]
+    for content, place_ in places.items():
+        ffi.memmove(table.pages[place_].rules, content, len(content))
+    book = RuleBook(rules)
+    for vip, protocol in book.services():
+        if orphan := book.orphan(vip, protocol):
+            table.orphans[service_of(numbers[vip], protocol)] = orphan.index
+
+
+def port_maps(rules: Sequence[Rule]) -> dict[tuple[Address, Protocol], array[int]]:
+    """For each VIP and protocol the number of every port's rule; 0: none."""
+    found: dict[tuple[Address, Protocol], array[int]] = {}
+    for rule in rules:
+        ports = found.setdefault((rule.vip, rule.protocol), array("H", bytes(2 * 65536)))
+        ports[rule.ports.start : rule.ports.stop] = array("H", [rule.index]) * len(rule.ports)
+    return found
+
+
+def batched_pages(ports: array[int]) -> Iterator[array[int]]:
+    """The numbers of a port map, page by page."""
+    return (ports[at : at + _PAGE_PORTS] for at in range(0, len(ports), _PAGE_PORTS))

@@ -227,10 +227,14 @@ class Lab:
             argv = ["nginx", "-p", prefix, "-c", f"{prefix}nginx.conf", "-e", f"{prefix}error.log"]
             netns.start_detached(host.namespace, argv, log=home / "nginx.log")
         if Part.DAEMON not in running:
-            progress(f"farmd on {host.name}")
-            environment = {"FARMD_LAB_PLAIN_SWAP": "1"} if self.plan.plain_swap else {}
-            argv = [sys.executable, "-m", "farmd.daemon", "--config", str(home / "farm.toml")]
-            netns.start_detached(host.namespace, argv, log=home / "farmd.log", environment=environment)
+            self._start_daemon(host, progress)
+
+    def _start_daemon(self, host: Host, progress: Callable[[str], None]) -> None:
+        progress(f"farmd on {host.name}")
+        home = self.plan.home(host)
+        environment = {"FARMD_LAB_PLAIN_SWAP": "1"} if self.plan.plain_swap else {}
+        argv = [sys.executable, "-m", "farmd.daemon", "--config", str(home / "farm.toml")]
+        netns.start_detached(host.namespace, argv, log=home / "farmd.log", environment=environment)
 
     def _remove(self) -> None:
         mine = [name for name in netns.namespaces() if self.plan.owns_namespace(name)]

@@ -192,7 +192,10 @@ class Node:
         state = self._state
         match message:
             case Hello():
-                state.theirs, state.deadline_ns = message, FAR_NS
+                state.theirs = message
+                if state.link is Link.NONE:
+                    # A target that says something new of itself still owes READY, or UPTODATE.
+                    state.deadline_ns = FAR_NS
                 self._meet(now_ns)
             case Enter():
                 claims.drop_dead(state)

@@ -65,11 +65,6 @@ class _Entry:
         issued = self.issued.mask if self.issued else 0
         return zone.full if self.counts_hot or self.hot else self.durable | issued
 
-    @property
-    def idle(self) -> bool:
-        """Nothing is known of it, so it need not be remembered."""
-        return not (self.durable or self.hot or self.issued or self.unsent or self.unsettled or self.pins)
-
 
 class Tracker:
     """The dirty tracking of one node."""

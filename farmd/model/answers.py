@@ -84,12 +84,13 @@ class MemberData(TypedDict):
 
 
 class RuleData(TypedDict):
-    """A rule of farm.toml."""
+    """A rule of farm.toml. `port` is the first of `ports`, which are told as there: `80`, `8000-8099` or `any`."""
 
     name: str
     vip: str
     protocol: str
     port: int
+    ports: NotRequired[str]
     affinity: str
     group: str
 
@@ -188,7 +189,7 @@ class ProofData(TypedDict):
 
 
 class Explanation(TypedDict):
-    """kind Explanation: which node serves a client, and why."""
+    """kind Explanation: which node serves a client, and why. `packet` is a `PacketKind`."""
 
     client: str
     port: int | None
@@ -196,6 +197,9 @@ class Explanation(TypedDict):
     vport: int | None
     protocol: str | None
     rule: str | None
+    ports: NotRequired[str | None]
+    """All ports of the rule, as farm.toml says them."""
+    packet: NotRequired[str]
     affinity: str
     key: str
     hash: str

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from farmd.model.config import MAX_VOTERS, Profile
-from farmd.model.farmshape import FarmFile, MemberTable, suggestion
+from farmd.model.farmshape import FarmFile, MemberTable, RuleTable, suggestion
 from farmd.model.nodes import Role
 from farmd.model.positions import Part, Path
-from farmd.model.rules import MAX_GROUPS
+from farmd.model.rules import MAX_GROUPS, Address, Affinity, Protocol, ports_text
 
 DEFAULT_GROUP = "default"
 """The group that exists in every farm, at index 0."""
@@ -200,10 +200,8 @@ def _groups(file: FarmFile) -> Iterator[Finding]:
 def _rules(file: FarmFile) -> Iterator[Finding]:
     for path, name, _ in _repeated((("rule", i, "name"), rule.name, "") for i, rule in enumerate(file.rule)):
         yield Finding(path, f'two rules are named "{name}"', "Give each rule a name of its own.")
-    traffic = ((("rule", i), (rule.vip, rule.protocol, rule.port), rule.name) for i, rule in enumerate(file.rule))
-    for path, (vip, protocol, port), owner in _repeated(traffic):
-        cause = f'rule "{owner}" already names {protocol} port {port} of {vip}'
-        yield Finding((*path, "port"), cause, "Remove one of the two, or change its port.")
+    yield from _overlaps(file)
+    yield from _affinities(file)
     vips = [str(vip.address) for vip in file.vip]
     groups = group_names(file)
     for i, rule in enumerate(file.rule):
@@ -214,3 +212,30 @@ def _rules(file: FarmFile) -> Iterator[Finding]:
             step = f'Add a [[group]] with name = "{rule.group}".'
             cause = f'there is no group "{rule.group}"'
             yield Finding(("rule", i, "group"), cause, suggestion(rule.group, groups, step))
+
+
+def _overlaps(file: FarmFile) -> Iterator[Finding]:
+    """Each rule that names a port of a rule before it."""
+    before: dict[tuple[Address, Protocol], list[RuleTable]] = {}
+    for i, rule in enumerate(file.rule):
+        others = before.setdefault((rule.vip, rule.protocol), [])
+        for other in others:
+            if rule.port.start < other.port.stop and other.port.start < rule.port.stop:
+                named = f"port{'s' * (len(other.port) > 1)} {ports_text(other.port)}"
+                cause = f'rule "{other.name}" already names {rule.protocol} {named} of {rule.vip}'
+                yield Finding(("rule", i, "port"), cause, "Remove one of the two, or change its port.")
+                break
+        others.append(rule)
+
+
+def _affinities(file: FarmFile) -> Iterator[Finding]:
+    for i, rule in enumerate(file.rule):
+        if rule.affinity is not Affinity.PACKET_ID:
+            continue
+        here: Path = ("rule", i, "affinity")
+        step = 'Use "client-ip-port", which places each connection on its own.'
+        if rule.protocol is Protocol.TCP:
+            cause = '"packet-id" is for UDP: it would tear TCP connections apart, each of whose packets has another id'
+            yield Finding(here, cause, step)
+        elif rule.vip.version == 6:
+            yield Finding(here, '"packet-id" is for IPv4: IPv6 packets have no id', step)

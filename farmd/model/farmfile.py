@@ -22,7 +22,7 @@ from farmd.model.rules import Group, Rule
 
 if TYPE_CHECKING:
     from farmd.model.farmcheck import Finding
-    from farmd.model.farmshape import FarmFile
+    from farmd.model.farmshape import FarmFile, RuleTable
 
 MAX_BYTES = 1 << 20
 """A farm.toml with 64 members and 1000 rules has about 150 kB."""
@@ -106,10 +106,7 @@ def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
         voters=frozenset(ids[name] for name in farm.voters or default_voters(tables)),
         vips=tuple(vip.address for vip in file.vip),
         groups=tuple(Group(index, name) for index, name in enumerate(names)),
-        rules=tuple(
-            Rule(index, rule.name, rule.vip, rule.protocol, rule.port, rule.affinity, names.index(rule.group))
-            for index, rule in enumerate(file.rule, start=1)
-        ),
+        rules=tuple(_rule(index, rule, names.index(rule.group)) for index, rule in enumerate(file.rule, start=1)),
         weights=tuple({m.id: overrides.get(name, {}).get(m.name, m.weight) for m in serving} for name in names),
         interfaces=tuple(node.interfaces),
         attach_mode=node.attach_mode,
@@ -121,6 +118,11 @@ def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
         state_dir=folder / node.state_dir,
         metrics=None if file.metrics is None else file.metrics.listen,
     )
+
+
+def _rule(index: int, table: RuleTable, group: int) -> Rule:
+    last = table.port[-1] if len(table.port) > 1 else None
+    return Rule(index, table.name, table.vip, table.protocol, table.port[0], table.affinity, group, last)
 
 
 def _unreadable(path: FilePath, cause: str, next_step: str) -> ConfigError:

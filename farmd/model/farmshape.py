@@ -18,12 +18,13 @@ from pydantic_core import PydanticCustomError
 
 from farmd.model.config import MEMBERSHIP_PORT, METRICS_PORT, TIMINGS, AttachMode, Delivery, Listen, Profile
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, Role
-from farmd.model.rules import MAX_RULES, MAX_VIPS, Address, Affinity, Protocol
+from farmd.model.rules import ALL_PORTS, MAX_RULES, MAX_VIPS, Address, Affinity, Protocol
 
 MAX_ADDRESSES = 4
 """Heartbeat networks of one member."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")
+_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(\1[0-9A-Fa-f]{2}){4}")
 
 _T = TypeVar("_T", bound=str)
@@ -143,6 +144,21 @@ def _listen(value: object) -> Listen:
     return Listen(address, int(port))
 
 
+def _ports(value: object) -> range:
+    hint = f'Write a port from 1 to {ALL_PORTS[-1]}, a range such as "8000-8099", or "any".'
+    if value == "any":
+        return ALL_PORTS
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= ALL_PORTS[-1]:
+        return range(value, value + 1)
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise refuse(f"is {shown(value)}, which names no ports", hint)
+    first, last = int(match[1]), int(match[2])
+    if not 1 <= first <= last <= ALL_PORTS[-1]:
+        raise refuse(f"is {shown(value)}, which is no range of ports from 1 to {ALL_PORTS[-1]}, lower end first", hint)
+    return range(first, last + 1)
+
+
 Name = Annotated[str, PlainValidator(_name)]
 FilePath = Annotated[str, PlainValidator(_path)]
 OneAddress = Annotated[Address, PlainValidator(_address)]
@@ -213,7 +229,7 @@ class RuleTable(Table):
     name: Name
     vip: OneAddress
     protocol: Annotated[Protocol, _choice(Protocol, tuple(Protocol))]
-    port: Port
+    port: Annotated[range, PlainValidator(_ports)]
     affinity: Annotated[Affinity, _choice(Affinity, tuple(Affinity))] = Affinity.CLIENT_IP
     group: Name = "default"
 

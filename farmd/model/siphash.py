@@ -2,10 +2,16 @@
 """SipHash-1-3, and a client's bucket: the oracle for the C in `ebpf/siphash.h`.
 
 Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012), with one compression and three finalisation
-rounds.
+rounds. IPv6 addresses are shortened first, by a universal hash under factors that come of the same key. A PRF of a
+universal hash is a PRF, but for addresses that meet in the shorter form: among q of them some do with a probability
+below q^2 / 2^33, and what it costs is that they share a bucket.
 """
 
 from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 
 from farmd.model.buckets import BUCKETS
 from farmd.model.rules import Address, Affinity
@@ -50,11 +56,47 @@ def siphash13(key: bytes, message: bytes) -> int:
     return v0 ^ v1 ^ v2 ^ v3
 
 
-def client_message(affinity: Affinity, client: Address, port: int) -> bytes:
-    """What is hashed for a client: address and port in network order, 6 or 18 bytes. `client-ip` hashes port 0."""
-    return client.packed + (port if affinity is Affinity.CLIENT_IP_PORT else 0).to_bytes(2, "big")
+@lru_cache(maxsize=16)
+def factors(key: bytes) -> tuple[int, ...]:
+    """The five secret factors of `shortened`, 64 bits each: SipHash-1-3 of "address" and the factor's number."""
+    return tuple(siphash13(key, b"address" + bytes([number])) for number in range(5))
 
 
-def bucket_of(key: bytes, affinity: Affinity, client: Address, port: int) -> int:
-    """The bucket of a client's packet: SipHash-1-3 modulo `BUCKETS`."""
-    return siphash13(key, client_message(affinity, client, port)) % BUCKETS
+def shortened(secret: tuple[int, ...], address: bytes) -> int:
+    """32 bits that stand for the 16 bytes of an IPv6 address: pair-multiply-shift over its four 32-bit words.
+
+    For any two addresses, equal with probability 2^-32 over the choice of `secret`. Sources: Thorup, "High Speed
+    Hashing for Integers and Strings" (2015), section 3.3, after Dietzfelbinger (1996); NH in Black, Halevi, Krawczyk,
+    Krovetz and Rogaway, "UMAC" (1999).
+    """
+    words: tuple[int, int, int, int] = struct.unpack("<4I", address)
+    first, second = (secret[0] + words[0]) * (secret[1] + words[1]), (secret[2] + words[2]) * (secret[3] + words[3])
+    total = first + second + secret[4]
+    return (total & _MASK) >> 32
+
+
+def network_of(client: Address) -> Address:
+    """The network of a client that `client-network` hashes: /24 of IPv4, /64 of IPv6, as its first address."""
+    if isinstance(client, IPv4Address):
+        return IPv4Address(int(client) & 0xFFFFFF00)
+    return IPv6Address(int(client) >> 64 << 64)
+
+
+def client_message(key: bytes, affinity: Affinity, client: Address, extra: int) -> bytes:
+    """What is hashed for a client.
+
+    IPv4: the address and `extra` in network order, 6 bytes. IPv6: `shortened` (little-endian), `extra` and the number
+    6, 7 bytes, so that no client of one family stands for one of the other. `extra` is the client's port with
+    `client-ip-port`, the packet's identification with `packet-id`, and counts as 0 with the others.
+    """
+    if affinity is Affinity.CLIENT_NETWORK:
+        client = network_of(client)
+    told = extra if affinity in (Affinity.CLIENT_IP_PORT, Affinity.PACKET_ID) else 0
+    if isinstance(client, IPv4Address):
+        return client.packed + told.to_bytes(2, "big")
+    return struct.pack("<I", shortened(factors(key), client.packed)) + told.to_bytes(2, "big") + b"\6"
+
+
+def bucket_of(key: bytes, affinity: Affinity, client: Address, extra: int) -> int:
+    """The bucket of a client's packet: SipHash-1-3 of `client_message` modulo `BUCKETS`."""
+    return siphash13(key, client_message(key, affinity, client, extra)) % BUCKETS

@@ -123,7 +123,7 @@ class Sampler:
 
     def _rule(self, vip: Address, packet: Packet) -> Rule | None:
         for rule in self._config.rules:
-            if (rule.vip, rule.protocol.value, rule.port) == (vip, packet.protocol, packet.target_port):
+            if (rule.vip, rule.protocol.value) == (vip, packet.protocol) and packet.target_port in rule.ports:
                 return rule
         return None
 

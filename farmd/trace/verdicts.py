@@ -93,7 +93,7 @@ class Places:
         """Where the sender of a packet to a VIP belongs; an empty `Place` if the daemon does not answer."""
         if rule is None and packet.protocol in _BY_ADDRESS:
             rule = self._steers_by_address(packet)
-        if rule is None:
+        if rule is None or rule.affinity is Affinity.PACKET_ID:  # a `Packet` does not tell its identification
             return Place()
         port = packet.source_port if rule.affinity is Affinity.CLIENT_IP_PORT else None
         key = (packet.source, port, rule.index)

@@ -47,6 +47,12 @@ def make_farm() -> Iterator[MakeFarm]:
 
 
 @pytest.fixture(scope="module")
+def module_farm() -> Iterator[MakeFarm]:
+    """The same for all tests of a module."""
+    yield from _maker()
+
+
+@pytest.fixture(scope="module")
 def calm_farm() -> Iterator[Farm]:
     """Three nodes for tests that break nothing."""
     maker = _maker()

@@ -12,6 +12,7 @@ from farmd.lab import netns, probe
 from farmd.lab.farm import Farm
 from farmd.lab.lab import Lab
 from farmd.lab.netns import Part
+from farmd.model.errors import Refused
 from tests.lab.conftest import MakeFarm
 from tests.lab.traffic import PATIENCE_S, Traffic, traffic
 
@@ -185,6 +186,10 @@ def test_a_planned_leave_is_noticed_by_nobody_else(make_farm: MakeFarm) -> None:
         assert seen.answered == seen.syns > 0
         since = running.tally().since(before)
         assert since.lost_except("node3") == 0, since
+
+        with pytest.raises(Refused, match="1 of 3 voters would stay"):
+            farm.lab.api("node2").leave()
+        assert farm.serves("node2")
 
 
 def part_pid(farm: Farm, node: str, part: Part) -> int | None:

@@ -76,13 +76,27 @@ class Packet:
     segment: Segment = Segment.DATAGRAM
     client_port: int = 0
     vip_port: int = 0
+    quoted: bool = False
+    """It is a packet of ours, seen from the other side: an ICMP error is about it."""
 
 
 @lru_cache(maxsize=300_000)
-def hashed(key: bytes, client: bytes, port: int) -> int:
-    """The bucket by the model's hash; port 0: by address."""
-    affinity = Affinity.CLIENT_IP_PORT if port else Affinity.CLIENT_IP
-    return bucket_of(key, affinity, IPv4Address(client) if len(client) == 4 else IPv6Address(client), port)
+def hashed(key: bytes, client: bytes, extra: int) -> int:
+    """The bucket by the model's hash; `extra` 0: by address."""
+    affinity = Affinity.CLIENT_IP_PORT if extra else Affinity.CLIENT_IP
+    return bucket_of(key, affinity, IPv4Address(client) if len(client) == 4 else IPv6Address(client), extra)
+
+
+def by_affinity(rule: Rule, packet: Packet) -> tuple[bytes, int]:
+    """What of a packet is hashed: of the client's address, and beside it."""
+    if rule.affinity is Affinity.CLIENT_NETWORK:
+        kept = 3 if packet.version == 4 else 8  # /24, /64
+        return packet.client[:kept].ljust(len(packet.client), b"\0"), 0
+    if rule.affinity is Affinity.CLIENT_IP_PORT:
+        return packet.client, packet.client_port
+    if rule.affinity is Affinity.PACKET_ID and not packet.quoted:
+        return packet.client, packet.datagram
+    return packet.client, 0
 
 
 def drop(reason: Reason = Reason.DROP_MALFORMED, rule: int = 0) -> NoReturn:
@@ -141,8 +155,8 @@ class Oracle:
         if not self.open:
             drop(Reason.DROP_LEASE_OVER)
 
-    def _state(self, group: int, client: bytes, port: int = 0) -> int:
-        bucket = hashed(self.world.key, client, port)
+    def _state(self, group: int, client: bytes, extra: int = 0) -> int:
+        bucket = hashed(self.world.key, client, extra)
         self._asked = group, bucket
         return self.planes[group][bucket]
 
@@ -237,10 +251,10 @@ class Oracle:
             if packet.segment is Segment.ORPHAN:
                 rule = self.portless.get((packet.vip, packet.protocol))
             else:
-                rule = self.rules.get((packet.vip, packet.protocol, packet.vip_port))
+                named = self.rules.get((packet.vip, packet.protocol), ())
+                rule = next((rule for rule in named if packet.vip_port in rule.ports), None)
         if rule is not None:
-            port = packet.client_port if rule.affinity is Affinity.CLIENT_IP_PORT else 0
-            return self._decide(arrival, packet, self._state(rule.group, packet.client, port)), rule.index
+            return self._decide(arrival, packet, self._state(rule.group, *by_affinity(rule, packet))), rule.index
         if packet.protocol != (ICMP if packet.version == 4 else ICMP6):
             if packet.segment is Segment.ORPHAN:
                 drop(Reason.DROP_FRAGMENT_UNKNOWN)
@@ -272,18 +286,17 @@ class Oracle:
 
 
 @cache
-def _rulebook(world: World) -> tuple[set[bytes], dict[tuple[bytes, int, int], Rule], dict[tuple[bytes, int], Rule]]:
-    """The VIPs as they stand in headers; the rules by VIP, protocol and port; and by VIP and protocol alone, where that
-    is enough to steer a later fragment whose first was not seen: all rules are by address and in one group."""
+def _rulebook(world: World) -> tuple[set[bytes], dict[tuple[bytes, int], list[Rule]], dict[tuple[bytes, int], Rule]]:
+    """The VIPs as they stand in headers; their rules by protocol; and the one rule of a VIP and protocol that is enough
+    to steer a later fragment whose first was not seen: all steer alike, and by what is in every fragment."""
     vips = {vip.packed for vip in world.vips}
-    rules = {(rule.vip.packed, PROTOCOL_NUMBER[rule.protocol], rule.port): rule for rule in world.rules}
-    kinds: dict[tuple[bytes, int], list[Rule]] = {}
-    for (vip, protocol, _), rule in rules.items():
-        kinds.setdefault((vip, protocol), []).append(rule)
+    rules: dict[tuple[bytes, int], list[Rule]] = {}
+    for rule in world.rules:
+        rules.setdefault((rule.vip.packed, PROTOCOL_NUMBER[rule.protocol]), []).append(rule)
     portless = {
         kind: min(same, key=lambda rule: rule.index)
-        for kind, same in kinds.items()
-        if {(rule.affinity, rule.group) for rule in same} == {(Affinity.CLIENT_IP, same[0].group)}
+        for kind, same in rules.items()
+        if len({(rule.affinity, rule.group) for rule in same}) == 1 and same[0].affinity is not Affinity.CLIENT_IP_PORT
     }
     return vips, rules, portless
 
@@ -373,7 +386,7 @@ def quoted(frame: bytes, error: Packet) -> Packet:
         drop(Reason.DROP_ICMP_UNKNOWN)
     sender = ours.client
     ours.client = frame[at + 16 : at + 20] if error.version == 4 else frame[at + 24 : at + 40]
-    ours.vip = error.vip
+    ours.vip, ours.quoted = error.vip, True
     if ours.later or sender != error.vip:
         drop(Reason.DROP_ICMP_UNKNOWN)
     if ours.protocol in (TCP, UDP):

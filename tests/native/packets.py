@@ -79,7 +79,9 @@ class Generator:
         if choice < 0.85 and self.rules[vip]:
             rule = rng.choice(self.rules[vip])
             if not protocol or PROTOCOL_NUMBER[rule.protocol] == protocol:
-                return PROTOCOL_NUMBER[rule.protocol], rng.randrange(65536), rule.port
+                edge = rng.choice((rule.ports[0], rule.ports[0], rule.ports[-1], rng.choice(rule.ports)))
+                edge += rng.choice((-1, 1)) if len(rule.ports) > 1 and rng.random() < 0.05 else 0
+                return PROTOCOL_NUMBER[rule.protocol], rng.randrange(65536), edge & 0xFFFF
         port = 0 if choice > 0.97 else rng.randrange(65536)
         return protocol or rng.choice((TCP, UDP)), rng.randrange(0, 65536), port
 
@@ -97,6 +99,8 @@ class Generator:
         """A packet; `fragment` = (datagram, offset in 8 bytes with bit 15 for "more")."""
         rng = self.rng
         ident, offset = fragment
+        if not offset and rng.random() < 0.5:
+            ident = rng.randrange(65536)
         if rng.random() < 0.02:
             to = rng.randbytes(len(to))
         if len(to) == 4:

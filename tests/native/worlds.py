@@ -58,6 +58,8 @@ def _largest() -> World:
             by_port = number % 4 < 2 and rng.random() < 0.5
             protocol = Protocol.UDP if nth % 2 else Protocol.TCP
             affinity = Affinity.CLIENT_IP_PORT if by_port else Affinity.CLIENT_IP
+            if number % 16 == 5:
+                affinity = Affinity.CLIENT_NETWORK
             group = rng.randrange(MAX_GROUPS) if number % 8 < 4 else number % MAX_GROUPS
             yield Rule(index, f"r{index}", vips[number], protocol, 1 + rng.randrange(65535), affinity, group)
 
@@ -87,10 +89,32 @@ def _one_vip() -> World:
     return World(b"\xff" * 16, (vip,), rules)
 
 
+def _ranges() -> World:
+    """Ranges that touch, any port, every affinity; later fragments that need their first one, and some that do not."""
+    four, six, all4, all6 = map(ip_address, ("10.1.1.1", "2001:db8:1::1", "10.1.1.2", "2001:db8:1::2"))
+    tcp, udp = Protocol.TCP, Protocol.UDP
+    rules = (
+        Rule(1, "a", four, udp, 1000, Affinity.PACKET_ID, 3, 1999),
+        Rule(2, "b", four, udp, 2000, Affinity.PACKET_ID, 3),
+        Rule(3, "c", four, udp, 2001, Affinity.PACKET_ID, 3, 65535),
+        Rule(4, "d", four, tcp, 1, Affinity.CLIENT_NETWORK, 1, 127),
+        Rule(5, "e", four, tcp, 128, Affinity.CLIENT_NETWORK, 1, 255),
+        Rule(6, "f", six, tcp, 80, Affinity.CLIENT_NETWORK, 2),
+        Rule(7, "g", six, tcp, 81, Affinity.CLIENT_IP_PORT, 2, 40000),
+        Rule(8, "h", six, udp, 0, Affinity.CLIENT_NETWORK, 4, 65535),
+        Rule(9, "i", all4, tcp, 0, Affinity.CLIENT_IP_PORT, 5, 65535),
+        Rule(10, "j", all4, udp, 53, Affinity.PACKET_ID, 5),
+        Rule(11, "k", all4, udp, 54, Affinity.CLIENT_NETWORK, 5, 90),
+        Rule(12, "l", all6, tcp, 100, Affinity.CLIENT_NETWORK, 6, 65534),
+    )
+    return World(bytes(range(7, 23)), (four, six, all4, all6), rules)
+
+
 WORLDS: tuple[World, ...] = (
     World(farms.KEY, (farms.VIP4, farms.VIP6), rig.RULES),
     _largest(),
     _by_port(),
     _one_vip(),
+    _ranges(),
 )
 """The first is the farm of the packet tests."""

@@ -19,7 +19,7 @@ from farmd.dataplane.filter import OBJECT
 from farmd.dataplane.kernel import declared_maps
 from farmd.model.buckets import BUCKETS
 from farmd.model.planes import Planes
-from farmd.model.rules import Affinity, Protocol, Rule
+from farmd.model.rules import Affinity, Protocol, Rule, RuleBook
 from farmd.model.siphash import bucket_of
 from tests.packet.rig import CLIENT6, CLIENT_MAC, KEY, VIP4, VIP6, VIRTUAL_MAC, Rig
 from tests.unit.test_dataplane import full_farm
@@ -59,10 +59,13 @@ def test_the_kernel_finds_every_rule_of_a_full_table(rig: Rig) -> None:
     for rule in rules:
         told = rig.run(rig.filter.probe, _frame_for(rule))
         assert (told.reason, told.rule) == ("accept-own", rule.index)
-    taken = {(rule.vip, rule.protocol, rule.port) for rule in rules}
+    book = RuleBook(rules)
     for rule in rules:
-        if (rule.vip, rule.protocol, rule.port ^ 1) not in taken and rule.port != 1:
-            assert rig.run(rig.filter.probe, _frame_for(replace(rule, port=rule.port ^ 1))).reason == "drop-no-rule"
+        for port in (rule.ports[0] - 1, rule.ports[-1], rule.ports[-1] + 1, rule.port ^ 0x80, rule.port ^ 0x8000):
+            if 0 <= port <= 65535:
+                named = book.find(rule.vip, rule.protocol, port)
+                told = rig.run(rig.filter.probe, _frame_for(replace(rule, port=port)))
+                assert (told.reason, told.rule) == ("accept-own", named.index) if named else ("drop-no-rule", 0)
 
 
 def _frame_for(rule: Rule) -> bytes:
@@ -93,5 +96,9 @@ def test_map_sizes() -> None:
     assert ffi.sizeof("struct farm_planes") == BUCKETS == lib.FARM_BUCKETS
     assert shapes["farm_counters"].max_entries == lib.FARM_RULES + 1 == lib.FARM_COUNTERS
     assert lib.FARM_VIP_SLOTS == (1 << 64 - lib.FARM_VIP_SHIFT) + lib.FARM_PROBES - 1
-    assert lib.FARM_RULE_SLOTS == (1 << 64 - lib.FARM_RULE_SHIFT) + lib.FARM_PROBES - 1
+    assert lib.FARM_RULE_ROOM > lib.FARM_RULES
+    assert lib.FARM_PAGES * lib.FARM_PAGE_PORTS == 65536
+    assert lib.FARM_PAGE_PORTS == 1 << lib.FARM_PAGE_SHIFT
+    assert lib.FARM_PAGE_ROOM > 3 * lib.FARM_RULES
+    assert lib.FARM_SERVICES == 2 * lib.FARM_VIPS
     assert lib.FARM_UNDECIDED <= lib.FARM_REASONS

@@ -34,7 +34,7 @@ from farmd.model.answers import (
     ViewData,
 )
 from farmd.model.errors import NotFound, Refused
-from farmd.model.rules import Address, Protocol
+from farmd.model.question import PacketKind, Question
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,10 +131,13 @@ class FakeFarmd:
         self._member(member)
         return Operation(accepted=True, text=f"weight {weight} for {member} from the next view on")
 
-    async def explain(
-        self, client: Address, port: int | None, vip: Address | None, vport: int | None, protocol: Protocol | None
-    ) -> Explanation:
-        self.asked.append(("explain", str(client), port, None if vip is None else str(vip), vport, protocol))
+    async def explain(self, question: Question) -> Explanation:
+        client, port, vip = question.client, question.port, question.vip
+        asked: tuple[object, ...] = ("explain", str(client), port, None if vip is None else str(vip))
+        asked += (question.vport, question.protocol)
+        if question.packet is not PacketKind.OPENING:
+            asked += (question.packet, question.identification)
+        self.asked.append(asked)
         return Explanation(
             client=str(client),
             port=port,
@@ -157,8 +160,8 @@ class FakeFarmd:
         self.asked.append(("reload",))
         return Operation(accepted=True, text="farm.toml is valid and put in force")
 
-    async def leave(self) -> Operation:
-        self.asked.append(("leave",))
+    async def leave(self, force: bool) -> Operation:
+        self.asked.append(("leave", force))
         return Operation(accepted=True, text="node1 hands its buckets over and stops")
 
     def problem(self, text: str, severity: str = "error") -> None:

@@ -79,7 +79,8 @@ def test_every_answer_has_the_same_envelope(farm: Served) -> None:
             ("weight", "node2", 255, "x"),
         ),
         ("POST", "/v1/reload", b"{}", "Operation", ("reload",)),
-        ("POST", "/v1/leave", b"{}", "Operation", ("leave",)),
+        ("POST", "/v1/leave", b"{}", "Operation", ("leave", False)),
+        ("POST", "/v1/leave", b'{"force": true}', "Operation", ("leave", True)),
         ("GET", "/v1/explain?client=192.0.2.7", None, "Explanation", ("explain", "192.0.2.7", None, None, None, None)),
         (
             "GET",
@@ -114,6 +115,8 @@ def test_requests_reach_the_backend(
         ("GET", "/v1/explain?client=192.0.2.7&vip=192.0.2.1", None, "vip and vport", "both"),
         ("GET", "/v1/explain?client=192.0.2.7&vip=fd77::1&vport=80", None, "vip", "IPv6"),
         ("GET", "/v1/explain?client=192.0.2.7&protocol=sctp", None, "protocol", "tcp or udp"),
+        ("GET", "/v1/explain?client=192.0.2.7&packet=ping", None, "packet", "lost-fragment"),
+        ("GET", "/v1/explain?client=192.0.2.7&id=-1", None, "id", "4.29497e+09"),
         ("POST", "/v1/members/node2/drain", b"{", "request body", "not JSON"),
         ("POST", "/v1/members/node2/drain", b"\xff\xfe", "request body", "not JSON"),
         ("POST", "/v1/members/node2/drain", b"[" * 5000, "request body", "not JSON"),

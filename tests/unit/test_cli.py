@@ -272,6 +272,15 @@ client 203.0.113.7:51514 -> node2
     )
 
 
+def test_explain_asks_about_other_packets(farm: Served) -> None:
+    assert ctl(farm, "explain", "203.0.113.7", "10.77.0.100", "--packet", "echo") == 0
+    assert ctl(farm, "explain", "203.0.113.7:5", "10.77.0.100:53/udp", "--packet", "lost-fragment", "--id", "7") == 0
+    assert farm.backend.asked == [
+        ("explain", "203.0.113.7", None, "10.77.0.100", None, None, "echo", None),
+        ("explain", "203.0.113.7", 5, "10.77.0.100", 53, "udp", "lost-fragment", 7),
+    ]
+
+
 def test_explain_fails_when_the_program_disagrees(farm: Served, capsys: pytest.CaptureFixture[str]) -> None:
     farm.backend.agrees = False
     assert ctl(farm, "explain", "203.0.113.7", "--json") == 1

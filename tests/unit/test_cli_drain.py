@@ -133,7 +133,7 @@ def test_a_daemon_restart_does_not_end_the_waiting(tmp_path: Path) -> None:
 def test_ready_and_leave(farm: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(farm, "ready", "node2") == 0
     assert ctl(farm, "leave", "--json") == 0
-    assert farm.backend.asked == [("ready", "node2"), ("leave",)]
+    assert farm.backend.asked == [("ready", "node2"), ("leave", False)]
     text = capsys.readouterr().out
     assert text.startswith("node2 takes its share again from the next view on\n{")
     assert json.loads(text.partition("\n")[2])["kind"] == "Operation"

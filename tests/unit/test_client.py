@@ -66,7 +66,7 @@ def test_every_call_arrives(farm: Served) -> None:
         ("weight", "node2", 7, "heavy"),
         ("explain", "192.0.2.7", 5, "10.77.0.100", 80, "tcp"),
         ("explain", "fd77::7", None, None, None, None),
-        ("leave",),
+        ("leave", False),
     ]
 
 

@@ -95,28 +95,36 @@ def look_up(raw: bytes, vip: Address, protocol: Protocol, port: int) -> tuple[in
         if not at or address == (tables.ipv4_word(vip) if vip.version == 4 else tables.ipv6_words(vip)):
             number = at
             break
-    key = tables.rule_key(number, protocol, port)
-    home = tables.rule_home(table.rule_seed, key)
-    for slot in table.rules[home : home + lib.FARM_PROBES]:
-        probes += 1
-        if not slot.rule or slot.key == key:
-            return number, slot.rule, probes
-    return number, 0, probes
+    if not number:
+        return 0, 0, probes
+    page = table.services[tables.service_of(number, protocol)].pages[port // lib.FARM_PAGE_PORTS]
+    found = table.pages[page].rules[port % lib.FARM_PAGE_PORTS]
+    assert table.rules[found].number == found
+    return number, found, probes
 
 
 def full_farm(draw: random.Random) -> tuple[tuple[Address, ...], tuple[Rule, ...]]:
-    """As many VIPs and rules as fit, at random."""
+    """As many VIPs and rules as fit, at random; some of the rules up to the next one's port, or near it."""
     four = {ip_address(draw.getrandbits(32)) for _ in range(128)}
     six = {ip_address(draw.getrandbits(128)) for _ in range(400)}
     vips = tuple(sorted(four, key=int)) + tuple(sorted(six, key=int))[: 256 - len(four)]
     places: set[tuple[Address, Protocol, int]] = set()
     while len(places) < 1000:
         places.add((draw.choice(vips), draw.choice(list(Protocol)), draw.randrange(1, 65536)))
-    rules = tuple(
-        Rule(index, f"r{index}", vip, protocol, port, draw.choice(list(Affinity)), draw.randrange(16))
-        for index, (vip, protocol, port) in enumerate(sorted(places, key=str), 1)
-    )
-    return vips, rules
+    ordered = sorted(places, key=lambda place: (int(place[0]), place[1], place[2]))
+    rules = []
+    for index, (vip, protocol, port) in enumerate(ordered, 1):
+        following = ordered[index][2] if ordered[index : index + 1] and ordered[index][:2] == (vip, protocol) else 65536
+        end = following - 1
+        last = draw.choice([None, None, end, draw.randint(port, end)])
+        fit = [affinity for affinity in Affinity if fits(affinity, vip, protocol)]
+        rules.append(Rule(index, f"r{index}", vip, protocol, port, draw.choice(fit), draw.randrange(16), last))
+    return vips, tuple(rules)
+
+
+def fits(affinity: Affinity, vip: Address, protocol: Protocol) -> bool:
+    """farm.toml takes `packet-id` for UDP over IPv4 only."""
+    return affinity is not Affinity.PACKET_ID or (vip.version == 4 and protocol is Protocol.UDP)
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -126,13 +134,13 @@ def test_a_full_table_finds_everything_and_nothing_else(number: int) -> None:
     raw = tables.encode(replace(farms.config(), vips=vips, rules=rules), farms.KEY, [ETH0])
 
     for rule in rules:
-        vip, found, _ = look_up(raw, rule.vip, rule.protocol, rule.port)
-        assert (vip, found) == (vips.index(rule.vip) + 1, rule.index)
-    taken = {(rule.vip, rule.protocol, rule.port) for rule in rules}
+        for port in (rule.ports[0], rule.ports[-1], draw.choice(rule.ports)):
+            vip, found, _ = look_up(raw, rule.vip, rule.protocol, port)
+            assert (vip, found) == (vips.index(rule.vip) + 1, rule.index)
     for _ in range(2000):
         place = (draw.choice(vips), draw.choice(list(Protocol)), draw.randrange(1, 65536))
-        if place not in taken:
-            assert look_up(raw, *place)[1] == 0
+        named = [r.index for r in rules if (r.vip, r.protocol) == place[:2] and place[2] in r.ports]
+        assert [look_up(raw, *place)[1]] == (named or [0])
     for _ in range(2000):
         assert look_up(raw, ip_address(draw.getrandbits(32)), Protocol.TCP, 80)[:2] == (0, 0)
 
@@ -168,11 +176,48 @@ def test_later_fragments_have_a_rule_where_all_rules_agree() -> None:
         return Rule(index, f"r{index}", farms.VIP4, protocol, port, affinity, group)
 
     same = rule(1, Protocol.UDP, 1, Affinity.CLIENT_IP, 2), rule(2, Protocol.UDP, 2, Affinity.CLIENT_IP, 2)
-    assert tables.portless(same) == [same[0]]
-    assert tables.portless((*same, rule(3, Protocol.UDP, 3, Affinity.CLIENT_IP, 1))) == []
-    assert tables.portless((*same, rule(3, Protocol.UDP, 3, Affinity.CLIENT_IP_PORT, 2))) == []
-    other = rule(3, Protocol.TCP, 3, Affinity.CLIENT_IP_PORT, 2)
-    assert tables.portless((*same, other)) == [same[0]]
+    assert orphan_of(same) == 1
+    assert orphan_of((*same, rule(3, Protocol.UDP, 3, Affinity.CLIENT_IP, 1))) == 0
+    assert orphan_of((*same, rule(3, Protocol.UDP, 3, Affinity.CLIENT_NETWORK, 2))) == 0
+    assert orphan_of((*same, rule(3, Protocol.TCP, 3, Affinity.CLIENT_IP_PORT, 2))) == 1
+    for affinity, expected in zip(Affinity, (1, 0, 1, 1), strict=True):
+        assert orphan_of((rule(1, Protocol.UDP, 1, affinity, 2),)) == expected
+
+
+def orphan_of(rules: tuple[Rule, ...]) -> int:
+    """The rule of UDP's later fragments."""
+    raw = tables.encode(replace(farms.config(), rules=rules), farms.KEY, [ETH0])
+    table = ffi.from_buffer("struct farm_table *", raw)
+    number = next(number for number, vip in enumerate(farms.config().vips, 1) if vip == farms.VIP4)
+    return int(table.orphans[tables.service_of(number, Protocol.UDP)])
+
+
+def test_the_worst_rules_fit() -> None:
+    """1000 ranges that each begin and end in a page that is like no other, and fill pages between."""
+    vips = tuple(ip_address(f"10.0.{number}.1") for number in range(125))
+    rules = tuple(
+        Rule(
+            index, f"r{index}", vips[(index - 1) % 125], Protocol.UDP, at + index % 60, Affinity.CLIENT_IP, 0, at + 8100
+        )
+        for index, at in enumerate([8192 * (n // 125) + 1 for n in range(1000)], 1)
+    )
+    raw = tables.encode(replace(farms.config(), vips=vips, rules=rules), farms.KEY, [ETH0])
+    for rule in rules[::37]:
+        for port, expected in ((rule.ports[0], rule.index), (rule.ports[-1], rule.index), (rule.ports[-1] + 1, 0)):
+            assert look_up(raw, rule.vip, rule.protocol, port)[1] == expected
+    table = ffi.from_buffer("struct farm_table *", raw)
+    used = max(page for service in table.services for page in service.pages)
+    assert 2500 < used <= 3 * len(rules) < lib.FARM_PAGE_ROOM
+
+
+def test_a_rule_for_any_port_takes_one_page() -> None:
+    rule = Rule(1, "all", farms.VIP4, Protocol.TCP, 0, Affinity.CLIENT_IP, 0, 65535)
+    raw = tables.encode(replace(farms.config(), rules=(rule,)), farms.KEY, [ETH0])
+
+    assert {look_up(raw, farms.VIP4, Protocol.TCP, port)[1] for port in (0, 1, 127, 128, 443, 65535)} == {1}
+    assert look_up(raw, farms.VIP4, Protocol.UDP, 80)[1] == 0
+    table = ffi.from_buffer("struct farm_table *", raw)
+    assert {page for service in table.services for page in service.pages} == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -191,4 +236,4 @@ def test_what_does_not_fit_is_refused(changes: dict[str, object], interfaces: in
 def test_addresses_and_ports_are_compared_as_they_lie_in_packets() -> None:
     assert tables.ipv4_word(ip_address("10.77.0.100")).to_bytes(4, "little") == bytes([10, 77, 0, 100])
     assert tables.ipv6_words(farms.VIP6) == struct.unpack("<QQ", farms.VIP6.packed)
-    assert tables.rule_key(1, Protocol.TCP, 0x1234) == 1 << 17 | 0x3412
+    assert [tables.service_of(vip, protocol) for vip in (1, 256) for protocol in Protocol] == [0, 1, 510, 511]

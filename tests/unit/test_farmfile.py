@@ -13,7 +13,7 @@ from farmd.model import farmfile
 from farmd.model.config import TIMINGS, AttachMode, Delivery, FarmConfig, Profile
 from farmd.model.errors import ConfigError
 from farmd.model.nodes import Role
-from farmd.model.rules import Affinity, Group, Protocol, Rule
+from farmd.model.rules import Affinity, Group, Protocol, Rule, RuleBook
 
 SMALL = """
 [farm]
@@ -149,6 +149,48 @@ def test_rules_count_from_one_and_name_their_group_by_index() -> None:
         Rule(1, "web", ip_address("10.77.0.100"), Protocol.TCP, 80, Affinity.CLIENT_IP, 0),
         Rule(2, "dns", ip_address("fd77::100"), Protocol.UDP, 53, Affinity.CLIENT_IP_PORT, 1),
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "ports", "told"),
+    [
+        ("80", range(80, 81), "80"),
+        ('"80"', None, None),
+        ('"8000-8099"', range(8000, 8100), "8000-8099"),
+        ('"7-7"', range(7, 8), "7"),
+        ('"1-65535"', range(1, 65536), "1-65535"),
+        ('"any"', range(65536), "any"),
+    ],
+)
+def test_ports_of_a_rule(text: str, ports: range | None, told: str | None) -> None:
+    changed = FULL.replace("port = 80\n", f"port = {text}\n")
+    if ports is None:
+        with pytest.raises(ConfigError):
+            parse(changed)
+        return
+    rule = parse(changed).rules[0]
+    assert (rule.ports, rule.ports_text) == (ports, told)
+
+
+def test_ranges_that_only_touch_do_not_overlap() -> None:
+    more = '[[rule]]\nname = "more"\nvip = "10.77.0.100"\nprotocol = "tcp"\nport = "81-90"\n'
+    assert parse(FULL + more).rules[2].ports == range(81, 91)
+
+
+def test_a_rule_book_finds_what_the_file_says() -> None:
+    vip = ip_address("10.77.0.100")
+    rules = [
+        Rule(1, "a", vip, Protocol.TCP, 90, Affinity.CLIENT_IP, 0, 99),
+        Rule(2, "b", vip, Protocol.TCP, 80, Affinity.CLIENT_IP, 0),
+        Rule(3, "c", vip, Protocol.UDP, 1, Affinity.PACKET_ID, 0),
+        Rule(4, "d", vip, Protocol.UDP, 2, Affinity.PACKET_ID, 1),
+    ]
+    book = RuleBook(rules)
+    ports = {port: found.index for port in range(100) if (found := book.find(vip, Protocol.TCP, port))}
+
+    assert ports == {80: 2} | dict.fromkeys(range(90, 100), 1)
+    assert book.find(ip_address("10.77.0.101"), Protocol.TCP, 80) is None
+    assert (book.orphan(vip, Protocol.TCP), book.orphan(vip, Protocol.UDP)) == (rules[0], None)
 
 
 def test_the_host_name_names_this_node() -> None:

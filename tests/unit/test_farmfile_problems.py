@@ -56,17 +56,26 @@ def test_the_file_that_the_cases_change_is_good() -> None:
     assert farmfile.parse(GOOD, Path("farm.toml"), host_name="node1").farm == "web"
 
 
+NO_PORTS = ', which names no ports. Write a port from 1 to 65535, a range such as "8000-8099", or "any".'
+NO_RANGE = (
+    ", which is no range of ports from 1 to 65535, lower end first. "
+    'Write a port from 1 to 65535, a range such as "8000-8099", or "any".'
+)
 CASES = [
     # Shape
     ("port = 80", "prot = 80", '21:1: unknown key "prot" in [[rule]] "web". Did you mean "port"?'),
     ("[node]", "[nod]", '3:2: unknown table or key "nod". Did you mean "node"?'),
     ('name = "web"\n[node]', "[node]", "1:2: [farm] has no name. Add name = ... to it."),
     ("port = 53\n", "", '22:3: [[rule]] "dns" has no port. Add port = ... to it.'),
-    ("port = 80", 'port = "80"', '21:8: "port" in [[rule]] "web" is "80", not a whole number. Write a whole number.'),
-    ("port = 80", "port = 80.5", '21:8: "port" in [[rule]] "web" is 80.5, not a whole number. Write a whole number.'),
-    ("port = 80", "port = true", '21:8: "port" in [[rule]] "web" is true, not a whole number. Write a whole number.'),
-    ("port = 80", "port = 0", '21:8: "port" in [[rule]] "web" is 0. It must be at least 1.'),
-    ("port = 80", "port = 65536", '21:8: "port" in [[rule]] "web" is 65536. It can be at most 65535.'),
+    ("port = 80", 'port = "80"', f'21:8: "port" in [[rule]] "web" is "80"{NO_PORTS}'),
+    ("port = 80", "port = 80.5", f'21:8: "port" in [[rule]] "web" is 80.5{NO_PORTS}'),
+    ("port = 80", "port = true", f'21:8: "port" in [[rule]] "web" is true{NO_PORTS}'),
+    ("port = 80", "port = 0", f'21:8: "port" in [[rule]] "web" is 0{NO_PORTS}'),
+    ("port = 80", 'port = "8000-"', f'21:8: "port" in [[rule]] "web" is "8000-"{NO_PORTS}'),
+    ("port = 80", 'port = "90-80"', f'21:8: "port" in [[rule]] "web" is "90-80"{NO_RANGE}'),
+    ("port = 80", 'port = "0-80"', f'21:8: "port" in [[rule]] "web" is "0-80"{NO_RANGE}'),
+    ("port = 80", 'port = "80-65536"', f'21:8: "port" in [[rule]] "web" is "80-65536"{NO_RANGE}'),
+    ("port = 80", "port = 65536", f'21:8: "port" in [[rule]] "web" is 65536{NO_PORTS}'),
     ("number = 1", "number = 64", '10:10: "number" in [[member]] "node2" is 64. It must be less than 64.'),
     ("number = 1", "number = 1\nweight = 256", '11:10: "weight" in [[member]] "node2" is 256. It can be at most 255.'),
     ("node1 = 50", "node1 = -1", '16:21: "node1" in [[group]] "heavy" is -1. It must be at least 0.'),
@@ -134,6 +143,21 @@ CASES = [
      'Add a [[vip]] with address = "fd77::1".'),
     ('"udp"\nport = 53', '"tcp"\nport = 80', '26:8: rule "web" already names tcp port 80 of 10.77.0.100. '
      "Remove one of the two, or change its port."),
+    ('"udp"\nport = 53', '"tcp"\nport = "8-80"', '26:8: rule "web" already names tcp port 80 of 10.77.0.100. '
+     "Remove one of the two, or change its port."),
+    ('80\n[[rule]]\nname = "dns"\nvip = "10.77.0.100"\nprotocol = "udp"\nport = 53',
+     '"80-90"\n[[rule]]\nname = "dns"\nvip = "10.77.0.100"\nprotocol = "tcp"\nport = "any"',
+     '26:8: rule "web" already names tcp ports 80-90 of 10.77.0.100. Remove one of the two, or change its port.'),
+    ("port = 80", 'port = 80\naffinity = "packet-id"', '22:12: "packet-id" is for UDP: it would tear TCP connections '
+     'apart, each of whose packets has another id. Use "client-ip-port", which places each connection on its own.'),
+    ('[[vip]]\naddress = "10.77.0.100"\n[[group]]\nname = "heavy"\nweights = { node1 = 50 }\n[[rule]]\nname = "web"\n'
+     'vip = "10.77.0.100"\nprotocol = "tcp"',
+     '[[vip]]\naddress = "10.77.0.100"\n[[vip]]\naddress = "fd77::1"\n[[rule]]\nname = "web"\nvip = "fd77::1"\n'
+     'protocol = "udp"\naffinity = "packet-id"',
+     '20:12: "packet-id" is for IPv4: IPv6 packets have no id. '
+     'Use "client-ip-port", which places each connection on its own.'),
+    ("port = 80", 'port = 80\naffinity = "client-net"', '22:12: "affinity" in [[rule]] "web" is "client-net". '
+     'Did you mean "client-network"?'),
 ]  # fmt: skip
 
 

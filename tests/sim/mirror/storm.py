@@ -174,7 +174,8 @@ class History:
             world.crash(second, power=True)
             world.order(first, Promote())
 
-        take_over()
+        # Some writes first, so that the other node has zones that it did not flush.
+        self.plan.append((self._later(0.02), take_over))
         self.plan.append((lambda: second.engine is not None and second.engine.accepting, come_back))
         self.plan.append((lambda: self._phase(first) is Phase.SECONDARY, lose_power))
 
@@ -292,7 +293,7 @@ class History:
         self.run(lambda: self._in_sync() or self._promote(asked), "no node in sync")
         world.busy = False
         # An order that was still under way may have ended the tenure once more.
-        self.run(lambda: self._quiet() and (self._in_sync() or self._promote(asked)), "operations hang")
+        self.run(lambda: (self._in_sync() or self._promote(asked)) and self._quiet(), "operations hang")
         for host in self.hosts:
             assert host.engine is not None
             host.engine.tracker.check()
