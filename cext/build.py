@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles what is not Python: the filter (clang) and the libbpf binding (cffi, a C compiler).
+"""Compiles what is not Python: the filter (clang), and behind cffi (a C compiler) the libbpf binding and the mirror.
 
 `python cext/build.py` builds in place, for developers; `cext/hatch_build.py` calls the same function for wheels and
 editable installs. Nothing is compiled again unless one of its sources is newer.
@@ -28,8 +28,8 @@ class BuildError(Exception):
 
 
 def build(root: Path = ROOT) -> list[Path]:
-    """Compile the filter and the binding into `farmd/dataplane/`; returns the files. Raises BuildError."""
-    return [build_filter(root), build_binding(root)]
+    """Compile the filter and the C modules into `farmd/`; returns the files. Raises BuildError."""
+    return [build_filter(root), build_binding(root), build_mirrorfs(root)]
 
 
 def build_filter(root: Path) -> Path:
@@ -72,6 +72,42 @@ def build_binding(root: Path) -> Path:
         command += [f"-I{root / 'ebpf'}", f"-I{includes}", str(source), "-lbpf"]
         _replace(target, lambda out: _run([*command, "-o", str(out)], root))
     return target
+
+
+def build_mirrorfs(root: Path) -> Path:
+    """The mirror's write-through file system, its stream and its receiver: `farmd/_mirrorfs.abi3.so`."""
+    target = root / "farmd" / "_mirrorfs.abi3.so"
+    folder = root / "cext" / "mirror"
+    sources = sorted(folder.glob("*.c"))
+    if _is_fresh(target, [*sources, *folder.glob("*.h"), Path(__file__)]):
+        return target
+    compiler = shutil.which((os.environ.get("CC") or "cc").split()[0])
+    if compiler is None:
+        raise BuildError("a C compiler is missing: apt-get install gcc")
+    for header, package in {"xxhash.h": "libxxhash-dev", "openssl/ssl.h": "libssl-dev"}.items():
+        if not Path("/usr/include", header).exists():
+            raise BuildError(f"<{header}> is missing: apt-get install {package}")
+    with tempfile.TemporaryDirectory() as scratch:
+        glue = Path(scratch) / "_mirrorfs.c"
+        glue.write_text(_mirrorfs_source((folder / "api.h").read_text()))
+        command = [compiler, "-std=gnu11", "-O2", "-g0", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+        command += ["-Wno-unused-parameter", f"-I{folder}", f"-I{sysconfig.get_path('include')}", str(glue)]
+        libraries = ["-lssl", "-lcrypto"]
+        _replace(target, lambda out: _run([*command, *map(str, sources), *libraries, "-o", str(out)], root))
+    return target
+
+
+def _mirrorfs_source(api: str) -> str:
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef("\n".join(line for line in api.splitlines() if not line.startswith("#")))
+    ffi.set_source("farmd._mirrorfs", '#include "api.h"')
+    with tempfile.TemporaryDirectory() as folder:
+        generated = Path(folder) / "generated.c"
+        with contextlib.redirect_stdout(io.StringIO()):
+            ffi.emit_c_code(str(generated))
+        return "#define Py_LIMITED_API 0x030b0000\n" + generated.read_text()
 
 
 def abi_declarations(header: str) -> str:
