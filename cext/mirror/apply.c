@@ -186,7 +186,7 @@ static int do_sync(struct job *job)
 	// Nothing but these has contents of its own on the disk.
 	if (job->on->type != S_IFDIR && job->on->type != S_IFREG)
 		return -EINVAL;
-	if (job->on->type == S_IFREG && job->on->fd >= 0)
+	if (job->on->writable)
 		return sync_later(job->receiver, job->frame, fcntl(job->on->fd, F_DUPFD_CLOEXEC, 3));
 	return sync_later(job->receiver, job->frame, inode_open(job->receiver->root, &job->on->handle, flags));
 }
@@ -246,7 +246,7 @@ static int prepare(struct job *job, const char *payload)
 	if (needs & OTHER)
 		job->other = fid_find(job->receiver, frame->other);
 	if (!job->on || (needs & OTHER && !job->other))
-		return -ESTALE;
+		return -EBADR;
 	if ((needs & DIRECTORY && job->on->type != S_IFDIR) || (needs & OTHER_DIRECTORY && job->other->type != S_IFDIR))
 		return -ENOTDIR;
 	job->fd = needs & DATA ? fid_get_data(job->receiver, job->on) : fid_get(job->receiver, job->on);
@@ -268,6 +268,11 @@ int apply_frame(struct receiver *receiver, const struct frame *frame, const char
 	job.frame = frame;
 	job.on = job.other = NULL;
 	error = prepare(&job, payload);
+	// Unlinked, and beyond what we keep open: nothing will ever find it again. (A missing fid is -EBADR.)
+	if (error == -ESTALE && frame->op == WIRE_SYNC)
+		return send_ack(receiver, ACK_DURABLE, frame->seq, frame->op, 0);
+	if (error == -ESTALE && frame->op >= WIRE_WRITE)
+		return 0;
 	if (error)
 		return error;
 	error = steps[frame->op].run(&job);

@@ -62,9 +62,10 @@ int fid_add(struct receiver *receiver, uint64_t fid, int fd, bool data)
 	known->fid = fid;
 	known->type = st.st_mode & S_IFMT;
 	known->fd = -1;
-	// Kept open: files that can be written to, and directories.
-	if ((data || known->type == S_IFDIR) && receiver->open_files < OPEN_FILES) {
+	// Kept open, which keeps it alive: an unlinked file may still be open at the primary.
+	if (receiver->open_files < OPEN_FILES) {
 		known->fd = fd;
+		known->writable = data;
 		receiver->open_files++;
 	} else {
 		close(fd);
@@ -86,12 +87,13 @@ int fid_get_data(struct receiver *receiver, struct known *known)
 	// Opening a device would reach beyond the directory, and a FIFO would block.
 	if (known->type != S_IFREG)
 		return -EINVAL;
-	if (known->fd >= 0)
+	if (known->writable)
 		return known->fd;
 	fd = inode_open(receiver->root, &known->handle, O_RDWR);
-	if (fd >= 0 && receiver->open_files < OPEN_FILES) {
+	if (fd >= 0 && known->fd >= 0) {
+		close(known->fd);
 		known->fd = fd;
-		receiver->open_files++;
+		known->writable = true;
 	}
 	return fd;
 }

@@ -14,14 +14,15 @@
 #include "wire.h"
 
 #define FID_BUCKETS 65536
-#define OPEN_FILES  8192
+#define OPEN_FILES  65536
 
 struct known { // an inode that the primary may name
 	struct known *next;
 	uint64_t fid;
 	struct inode_handle handle;
 	uint32_t type; // S_IFMT
-	int fd;	       // open for reading and writing (directories: O_PATH), or -1
+	int fd; // O_PATH or, if `writable`, for reading and writing; -1: opened by handle when needed
+	bool writable;
 };
 
 struct sync_job {

@@ -100,7 +100,10 @@ class Engine:
             self._control.sendall(json.dumps(message).encode())
 
     def _read_order(self) -> None:
-        data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 4)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 4)
+        except ConnectionResetError:  # it left without reading our events
+            data, fds = b"", []
         if not data:
             self._over = True
             return
