@@ -102,10 +102,11 @@ def connected() -> tuple[socket.socket, socket.socket]:
 class Pair:
     """Directories `backing` (mounted at `mount`) and `copy` under one scratch folder, and the engines for them."""
 
-    def __init__(self, folder: Path | None = None, **settings: Any) -> None:
+    def __init__(self, folder: Path | None = None, copies: Path | None = None, **settings: Any) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="mirrorfs-", dir=folder))
         self.base.chmod(0o755)
-        self.backing, self.mount, self.copy = (self.base / name for name in ("backing", "mount", "copy"))
+        self.backing, self.mount = self.base / "backing", self.base / "mount"
+        self.copy = (copies or self.base) / "copy"
         for each in (self.backing, self.mount, self.copy):
             each.mkdir()
         self.settings = settings
@@ -143,4 +144,4 @@ class Pair:
         self.secondary.close()
         # A killed engine leaves a dead mount behind.
         subprocess.run(["umount", "-l", str(self.mount)], capture_output=True, check=False)
-        subprocess.run(["rm", "-rf", "--one-file-system", str(self.base)], check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(self.base), str(self.copy)], check=False)
