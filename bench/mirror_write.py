@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.report import publish, table
 from tests.mirror.certificates import make_certificates
 from tests.mirror.pair import Pair
-from tests.mirror.test_databases import _as_postgres, _postgres_programs, postgres
+from tests.mirror.test_databases import as_postgres, postgres, postgres_programs
 
 MIB = 1 << 20
 CASES = ["bare", "mounted alone", "strict", "barrier", "strict, TLS"]
@@ -112,12 +112,12 @@ def transactions(folder: Path, clients: int, seconds: int) -> float:
         if not data.exists():
             data.mkdir(mode=0o700)
             shutil.chown(data, "postgres", "postgres")
-            _as_postgres(_postgres_programs() / "initdb", "-D", data, "-A", "trust", "--no-instructions")
+            as_postgres(postgres_programs() / "initdb", "-D", data, "-A", "trust", "--no-instructions")
         shutil.chown(sockets, "postgres", "postgres")
         with postgres(data, sockets) as programs:
             bench = [programs / "pgbench", "-h", sockets, "postgres"]
-            _as_postgres(*bench, "-i", "-q", "-s", "10")
-            said = _as_postgres(*bench, "-c", str(clients), "-j", "1", "-T", str(seconds), "-n")
+            as_postgres(*bench, "-i", "-q", "-s", "5")
+            said = as_postgres(*bench, "-c", str(clients), "-j", "1", "-T", str(seconds), "-n")
         return float(next(line for line in said.splitlines() if line.startswith("tps")).split()[2])
     finally:
         shutil.rmtree(sockets, ignore_errors=True)

@@ -21,7 +21,7 @@ struct known { // an inode that the primary may name
 	uint64_t fid;
 	struct inode_handle handle;
 	uint32_t type; // S_IFMT
-	int fd; // O_PATH or, if `writable`, for reading and writing; -1: opened by handle when needed
+	int fd;	       // O_PATH or, if `writable`, for reading and writing; -1: opened by handle when needed
 	bool writable;
 };
 

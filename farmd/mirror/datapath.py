@@ -18,7 +18,7 @@ from farmd.model.errors import FarmError
 
 
 class Ack(StrEnum):
-    """When an operation returns: `strict` once the peer applied it, `barrier` only fsync and rename wait, `async` none."""
+    """When an operation returns: `strict` once the peer has it; `barrier`: only fsync and rename wait; `async`: none do."""
 
     STRICT = "strict"
     BARRIER = "barrier"
@@ -236,7 +236,9 @@ class Tls:
         self.handle = self._lib.mirror_tls_open(fd, config, error, len(error))
         if self.handle == ffi.NULL:
             cause = ffi.string(error).decode(errors="replace")
-            raise DataPathError("the connection to the peer", cause, "Both nodes need certificates of the farm's own CA.")
+            raise DataPathError(
+                "the connection to the peer", cause, "Both nodes need certificates of the farm's own CA."
+            )
 
     def close(self) -> None:
         """Free the keys."""

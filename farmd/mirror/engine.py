@@ -109,7 +109,7 @@ class Engine:
             return
         order = json.loads(data)
         try:
-            answer = {"ok": True} | self._orders[order["do"]](order, fds)
+            answer: Message = {"ok": True} | self._orders[order["do"]](order, fds)
         except FarmError as error:
             answer = {"error": {"text": str(error)}}
         except (KeyError, ValueError, OSError) as error:

@@ -18,13 +18,13 @@ from tests.mirror.trees import differences
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 
-def _postgres_programs() -> Path:
+def postgres_programs() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     assert found, "PostgreSQL is missing: apt-get install postgresql"
     return found[-1].parent
 
 
-def _as_postgres(*command: str | Path) -> str:
+def as_postgres(*command: object) -> str:
     done = subprocess.run(
         ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups", *map(str, command)],
         capture_output=True,
@@ -40,17 +40,17 @@ def _as_postgres(*command: str | Path) -> str:
 @contextmanager
 def postgres(data: Path, sockets: Path) -> Iterator[Path]:
     """A server on `data`, reachable only through a socket in `sockets`."""
-    programs = _postgres_programs()
+    programs = postgres_programs()
     options = f"-c listen_addresses= -c unix_socket_directories={sockets} -c shared_buffers=32MB"
     control = [programs / "pg_ctl", "-D", data, "-w", "-s"]
     try:
-        _as_postgres(*control, "-l", sockets / "log", "-o", options, "start")
+        as_postgres(*control, "-l", sockets / "log", "-o", options, "start")
     except AssertionError as error:
         raise AssertionError((sockets / "log").read_text()[-2000:]) from error
     try:
         yield programs
     finally:
-        _as_postgres(*control, "-m", "fast", "stop")
+        as_postgres(*control, "-m", "fast", "stop")
 
 
 def test_sqlite_keeps_every_commit_at_the_copy() -> None:
@@ -84,20 +84,20 @@ def test_postgresql_runs_on_the_mirror_and_on_its_copy() -> None:
         for folder in (data, sockets):
             folder.mkdir(mode=0o700)
             shutil.chown(folder, "postgres", "postgres")
-        _as_postgres(_postgres_programs() / "initdb", "-D", data, "-A", "trust", "--no-instructions")
+        as_postgres(postgres_programs() / "initdb", "-D", data, "-A", "trust", "--no-instructions")
         with postgres(data, sockets) as programs:
             bench = [programs / "pgbench", "-h", sockets, "postgres"]
-            _as_postgres(*bench, "-i", "-q", "-s", "2")
-            _as_postgres(*bench, "-c", "4", "-t", "100", "-n")
+            as_postgres(*bench, "-i", "-q", "-s", "2")
+            as_postgres(*bench, "-c", "4", "-t", "100", "-n")
             ask = [programs / "psql", "-h", sockets, "-At", "postgres", "-c"]
-            before = _as_postgres(*ask, "SELECT count(*), sum(delta) FROM pgbench_history")
+            before = as_postgres(*ask, "SELECT count(*), sum(delta) FROM pgbench_history")
             assert before.startswith("400|")
         pair.settle()
         assert differences(pair.backing, pair.copy) == []
 
         with postgres(pair.copy / "data", sockets) as programs:
             ask = [programs / "psql", "-h", sockets, "-At", "postgres", "-c"]
-            assert _as_postgres(*ask, "SELECT count(*), sum(delta) FROM pgbench_history") == before
+            assert as_postgres(*ask, "SELECT count(*), sum(delta) FROM pgbench_history") == before
 
 
 def test_postgresql_loses_no_commit_when_the_primary_node_is_killed() -> None:
@@ -107,20 +107,23 @@ def test_postgresql_loses_no_commit_when_the_primary_node_is_killed() -> None:
         for folder in (data, sockets, others):
             folder.mkdir(mode=0o700)
             shutil.chown(folder, "postgres", "postgres")
-        programs = _postgres_programs()
-        _as_postgres(programs / "initdb", "-D", data, "-A", "trust", "--no-instructions")
+        programs = postgres_programs()
+        as_postgres(programs / "initdb", "-D", data, "-A", "trust", "--no-instructions")
         options = f"-c listen_addresses= -c unix_socket_directories={sockets}"
-        _as_postgres(programs / "pg_ctl", "-D", data, "-w", "-s", "-l", sockets / "log", "-o", options, "start")
+        as_postgres(programs / "pg_ctl", "-D", data, "-w", "-s", "-l", sockets / "log", "-o", options, "start")
         server = int((data / "postmaster.pid").read_text().split()[0])
         psql = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
         psql += [str(programs / "psql"), "-h", str(sockets), "-At", "postgres"]
-        _as_postgres(programs / "psql", "-h", sockets, "-c", "CREATE TABLE t (n int)", "postgres")
+        as_postgres(programs / "psql", "-h", sockets, "-c", "CREATE TABLE t (n int)", "postgres")
         statements = "".join(f"INSERT INTO t VALUES ({n}) RETURNING n;\n" for n in range(100_000))
         script = pair.base / "script.sql"
         script.write_text(statements)
-        with script.open() as source, subprocess.Popen(
-            psql, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
-        ) as client:
+        with (
+            script.open() as source,
+            subprocess.Popen(
+                psql, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
+            ) as client,
+        ):
             assert client.stdout is not None
             acknowledged = [client.stdout.readline() for _ in range(600)]
             # The node goes: the engine first, then the server, which by then has an unusable directory.
@@ -134,6 +137,6 @@ def test_postgresql_loses_no_commit_when_the_primary_node_is_killed() -> None:
 
         with postgres(pair.copy / "data", others) as programs:
             ask = [programs / "psql", "-h", others, "-At", "postgres", "-c"]
-            found = {int(n) for n in _as_postgres(*ask, "SELECT n FROM t").split()}
+            found = {int(n) for n in as_postgres(*ask, "SELECT n FROM t").split()}
         assert set(range(last + 1)) - found == set()
         assert last >= 250

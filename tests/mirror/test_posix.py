@@ -81,6 +81,19 @@ def test_o_direct_and_o_dsync_writes_reach_the_copy_before_they_return(pair: Pai
         os.close(fd)
 
 
+def test_holes_are_found_and_stay_holes_at_the_copy(pair: Pair) -> None:
+    with (pair.mount / "sparse").open("w+b", buffering=0) as file:
+        file.truncate(64 << 20)
+        os.pwrite(file.fileno(), b"x" * 4096, 32 << 20)
+        os.fsync(file.fileno())
+        assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 32 << 20
+        assert os.lseek(file.fileno(), 32 << 20, os.SEEK_HOLE) == (32 << 20) + 4096
+    pair.settle()
+
+    assert (pair.copy / "sparse").stat().st_blocks * 512 < 1 << 20
+    assert differences(pair.backing, pair.copy) == []
+
+
 def test_a_strict_write_is_at_the_copy_when_it_returns(pair: Pair) -> None:
     with (pair.mount / "file").open("wb", buffering=0) as file:
         for number in range(50):
