@@ -105,7 +105,7 @@ struct mirror {
 	int state, ack;
 	struct transport link;
 	uint64_t session, epoch, seq, applied, lag_bytes, lag_frames, queued;
-	uint64_t said_ns, lost_ns;
+	uint64_t said_ns, heard_ns, lost_ns;
 	bool threads_on;
 	struct chunk *queue, **queue_end;
 	struct pending *first, **last;

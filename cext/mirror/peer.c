@@ -136,6 +136,7 @@ static void take_ack(struct mirror *fs, const struct ack *ack, struct pending **
 		peer_lost(fs, EPROTO, "the peer sent something that is no acknowledgement of ours");
 		return;
 	}
+	fs->heard_ns = clock_ns();
 	switch (ack->kind) {
 	case ACK_APPLIED:
 		applied(fs, ack->seq, done);
@@ -195,9 +196,15 @@ void *peer_acks(void *context)
 	return NULL;
 }
 
-static bool too_old(const struct pending *pending, uint64_t now, uint64_t limit_ms)
+// A slow link that makes progress is not a lost peer: silence counts, while something is on its way.
+static bool too_old(const struct mirror *fs, const struct pending *pending, uint64_t now)
 {
-	return pending && now - pending->sent_ns > limit_ms * 1000000 && now > pending->sent_ns;
+	uint64_t since;
+
+	if (!pending)
+		return false;
+	since = pending->sent_ns > fs->heard_ns ? pending->sent_ns : fs->heard_ns;
+	return now > since && now - since > fs->config.peer_ms * 1000000ull;
 }
 
 static struct pending *tick(struct mirror *fs, uint64_t now)
@@ -209,8 +216,8 @@ static struct pending *tick(struct mirror *fs, uint64_t now)
 		bool slow_disk = false;
 
 		for (struct pending *each = fs->syncs; each; each = each->next)
-			slow_disk |= too_old(each, now, limit);
-		if (too_old(fs->first, now, limit))
+			slow_disk |= now > each->sent_ns && now - each->sent_ns > limit * 1000000;
+		if (too_old(fs, fs->first, now))
 			peer_lost(fs, ETIMEDOUT, "the peer did not acknowledge in time");
 		else if (slow_disk)
 			peer_lost(fs, ETIMEDOUT, "the peer's disk did not answer in time");

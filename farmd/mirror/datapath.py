@@ -18,7 +18,7 @@ from farmd.model.errors import FarmError
 
 
 class Ack(StrEnum):
-    """When an operation returns: `strict` once the peer has it; `barrier`: only fsync and rename wait; `async`: none do."""
+    """When an operation returns: once the peer has it, only fsync and rename wait for the peer, or none does."""
 
     STRICT = "strict"
     BARRIER = "barrier"
