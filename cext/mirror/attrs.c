@@ -235,16 +235,37 @@ void do_getxattr(struct worker *worker)
 	answer_xattr(worker, size, value, room);
 }
 
+// As the kernel's own file systems do: trusted attributes are none of a user's business.
+static ssize_t hide_trusted(char *list, ssize_t size)
+{
+	ssize_t kept = 0;
+
+	for (ssize_t at = 0; at < size;) {
+		ssize_t len = (ssize_t)strlen(list + at) + 1;
+
+		if (strncmp(list + at, "trusted.", 8)) {
+			memmove(list + kept, list + at, (size_t)len);
+			kept += len;
+		}
+		at += len;
+	}
+	return kept;
+}
+
 void do_listxattr(struct worker *worker)
 {
 	const struct fuse_getxattr_in *in = (const void *)worker->body;
 	struct node *node = node_of(worker->fs, worker->in->nodeid);
-	uint32_t room = in->size < 65536 ? in->size : 65536;
+	uint32_t room = in->size;
 	char *list = worker->buffer + 8192;
 	int fd = node_get(worker->fs, node);
-	ssize_t size = fd < 0 ? fd : inode_listxattr(fd, room ? list : NULL, room);
+	ssize_t size = fd < 0 ? fd : inode_listxattr(fd, list, 65536);
 
 	node_put(node, fd);
+	if (size > 0 && worker->in->uid)
+		size = hide_trusted(list, size);
+	if (room && size > (ssize_t)room)
+		size = -ERANGE;
 	answer_xattr(worker, size, list, room);
 }
 

@@ -33,6 +33,12 @@ def _checked(code: int) -> int:
     return code
 
 
+def name_fd(fd: int, path: bytes) -> None:
+    """Give the open file a name. Not `os.link`: that does not follow the link in /proc, whatever it is told."""
+    follow = 0x400
+    _checked(_libc.linkat(-100, b"/proc/self/fd/%d" % fd, -100, path, follow))
+
+
 class Planner:
     """Draws operations; knows nothing of what became of them."""
 
@@ -166,7 +172,7 @@ class Actor:
         self._keep(slot, os.open(os.path.dirname(self._at(path)), os.O_TMPFILE | os.O_RDWR, mode & 0o777))
 
     def _name_fd(self, slot: int, path: bytes) -> None:
-        os.link(f"/proc/self/fd/{self._fds[slot]}", self._at(path), follow_symlinks=True)
+        name_fd(self._fds[slot], self._at(path))
 
     def _close(self, slot: int) -> None:
         os.close(self._fds.pop(slot))
@@ -211,6 +217,8 @@ class Actor:
     def _seek_data(self, slot: int, offset: int) -> int:
         # Where unwritten blocks count as data depends on what is cached, so only the end is compared.
         fd = self._fds[slot]
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # a directory's end is a number of the file system's own
+            return 0
         with contextlib.suppress(OSError):
             assert os.lseek(fd, offset, os.SEEK_DATA) <= os.lseek(fd, offset, os.SEEK_HOLE) + MAX_SIZE
         return os.lseek(fd, 0, os.SEEK_END)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.mirror.operations import Actor, Planner, prepare
+from tests.mirror.operations import Actor, Planner, name_fd, prepare
 from tests.mirror.pair import Pair
 from tests.mirror.trees import differences
 
@@ -116,7 +116,7 @@ def test_an_unlinked_open_file_lives_on_at_both_ends(pair: Pair) -> None:
 def test_a_nameless_file_gets_its_name_and_contents_at_the_copy(pair: Pair) -> None:
     fd = os.open(pair.mount, os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(fd, b"contents")
-    os.link(f"/proc/self/fd/{fd}", pair.mount / "named", follow_symlinks=True)
+    name_fd(fd, os.fsencode(pair.mount / "named"))
     os.close(fd)
     pair.settle()
 
