@@ -153,10 +153,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4, help="of each pgbench run")
     parser.add_argument("--no-database", action="store_true")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="bare is always measured")
     arguments = parser.parse_args()
-    medians = measure(arguments.rounds, arguments.seconds, CASES, not arguments.no_database)
+    cases = [case for case in CASES if case == "bare" or case in arguments.cases]
+    medians = measure(arguments.rounds, arguments.seconds, cases, not arguments.no_database)
     columns = list(medians["bare"])
-    rows = [[case, *(round(medians[case].get(name, 0), 2) or "-" for name in columns)] for case in CASES]
+    rows = [[case, *(round(medians[case].get(name, 0), 2) or "-" for name in columns)] for case in cases]
     print(table(["case", *columns], rows))
     print(publish("mirror-write", {"rounds": arguments.rounds, "medians": medians}))
 
