@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
@@ -152,6 +153,59 @@ static int farm_is_bpffs(const char *path)
 	if (statfs(path, &found))
 		return -errno;
 	return found.f_type == BPF_FS_MAGIC;
+}
+
+// A ring buffer whose records all have one size, read many at a time: a call into Python for each would be slow.
+struct farm_ring {
+	struct ring_buffer *buffer;
+	char *out;
+	uint32_t record_size;
+	uint32_t most;
+	uint32_t taken;
+};
+
+static int take_record(void *context, void *data, size_t size)
+{
+	struct farm_ring *ring = context;
+
+	if (size != ring->record_size || ring->taken >= ring->most)
+		return 0; // Not ours, or the reader is too slow: let it go.
+	memcpy(ring->out + (size_t)ring->taken * size, data, size);
+	ring->taken++;
+	return 0;
+}
+
+// NULL, with errno set, if the map is no ring buffer.
+static struct farm_ring *farm_ring_open(int map_fd, uint32_t record_size, uint32_t most_records)
+{
+	struct farm_ring *ring = calloc(1, sizeof(*ring));
+
+	if (!ring)
+		return NULL;
+	ring->record_size = record_size;
+	ring->most = most_records;
+	ring->buffer = ring_buffer__new(map_fd, take_record, ring, NULL);
+	if (ring->buffer)
+		return ring;
+	free(ring);
+	return NULL;
+}
+
+// Copies what is there to `out`, which has room for `most_records`; how many records that were.
+static int farm_ring_read(struct farm_ring *ring, void *out, int timeout_ms)
+{
+	int error;
+
+	ring->out = out;
+	ring->taken = 0;
+	error = ring_buffer__poll(ring->buffer, timeout_ms);
+	return error < 0 && error != -EINTR ? error : (int)ring->taken;
+}
+
+static void farm_ring_close(struct farm_ring *ring)
+{
+	ring_buffer__free(ring->buffer);
+	free(ring);
 }
 
 // Waits until every XDP run that began before has ended: this command is defined as an RCU grace period.

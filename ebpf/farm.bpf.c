@@ -8,6 +8,7 @@
 #include "lease.h"
 #include "sockets.h"
 #include "neighbour.h"
+#include "trace.h"
 
 // The decision, for a packet whose bucket has this state:
 //
@@ -300,8 +301,11 @@ static __always_inline int end(struct xdp_md *ctx, enum entry entry, enum farm_r
 	}
 	if (entry == EXPLAIN)
 		return verdict_of(reason) | reason << 8 | rule << 16;
-	if (reason != FARM_NOT_VIP)
+	if (reason != FARM_NOT_VIP) {
 		count(reason, rule);
+		if (unlikely(farm_watch.open))
+			farm_tell(ctx, reason, rule, verdict_of(reason));
+	}
 	return verdict_of(reason);
 }
 

@@ -35,6 +35,8 @@ enum farm_limit {
 	// jiffies are advanced by one CPU. If a hypervisor stops that one, another steps in after five ticks, so what
 	// we read may be late by six. The lease ends that much earlier, and so never late.
 	FARM_LEASE_MARGIN_TICKS = 6,
+	FARM_SAMPLE_HEAD = 160,	     // of a frame: two tags, IPv6 with extension headers, and TCP with options
+	FARM_SAMPLE_BYTES = 0x40000, // of the ring that samples wait in
 };
 
 // State of a bucket: one byte of the group's planes, so that a move of a bucket is one store and needs no lock.
@@ -184,6 +186,32 @@ struct farm_lease_call {
 	__u64 tick_ns;	   // length of a jiffy
 	__s64 left_ns;	   // what is left of the lease; 0 or less: over
 	__u64 verb;	   // enum farm_lease_verb
+};
+
+// What `farmctl trace` wants to see. Written by it, `open` last; the filter closes it by itself after until_ns.
+struct farm_watch {
+	__u32 open;	// 0: nobody looks
+	__u32 verdicts; // those that are wanted: bit N for number N of the kernel's enum xdp_action
+	__u64 until_ns; // CLOCK_MONOTONIC
+	struct farm_address client_mask;
+	struct farm_address client; // under the mask
+	struct farm_address vip;    // zero: any
+	__u64 frames_a_window;	    // at most so many in a tenth of a second
+	__u64 window;		    // from here on the filter's own
+	__u64 used;
+	__u64 suppressed; // frames that came when no more were allowed
+};
+
+// One frame as it left the filter.
+struct farm_sample {
+	__u64 at_ns;	// CLOCK_MONOTONIC
+	__u32 reason;	// enum farm_reason
+	__u32 rule;	// 0: none
+	__u32 verdict;	// enum xdp_action
+	__u32 length;	// without what lies in further buffers of a jumbo frame
+	__u32 captured; // bytes of it in `head`
+	__u32 ifindex;
+	__u8 head[FARM_SAMPLE_HEAD];
 };
 
 #endif

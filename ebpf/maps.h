@@ -40,4 +40,13 @@ struct {
 	__type(value, struct farm_outcome);
 } farm_fragments SEC(".maps");
 
+// What a trace wants to see; a variable, too. Written by `farmctl trace`.
+struct farm_watch farm_watch SEC(".data.farm_watch");
+
+// Frames that it gets to see.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, FARM_SAMPLE_BYTES);
+} farm_samples SEC(".maps");
+
 #endif

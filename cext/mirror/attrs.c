@@ -35,7 +35,7 @@ void do_getattr(struct worker *worker)
 }
 
 struct setting {
-	struct mirror *fs;
+	struct worker *worker;
 	struct node *node;
 	const struct fuse_setattr_in *in;
 	int fd;
@@ -127,8 +127,9 @@ static int set_all(struct setting *setting)
 	uint32_t valid = setting->in->valid;
 	int error = 0;
 
-	if (valid & FATTR_KILL_SUIDGID)
-		drop_privileges(setting->fs, setting->node);
+	// A change of owner takes the bits by itself, save one that root, as whom we act, may keep.
+	if (valid & FATTR_KILL_SUIDGID || (valid & (FATTR_UID | FATTR_GID) && setting->worker->in->uid))
+		drop_privileges(setting->worker, setting->node);
 	if (valid & (FATTR_UID | FATTR_GID))
 		error = set_owner(setting);
 	if (!error && valid & FATTR_MODE)
@@ -142,7 +143,7 @@ static int set_all(struct setting *setting)
 
 static int set_attributes(struct worker *worker, struct node *node, struct op *op)
 {
-	struct setting setting = {.fs = worker->fs, .node = node, .in = (const void *)worker->body};
+	struct setting setting = {.worker = worker, .node = node, .in = (const void *)worker->body};
 	int error;
 
 	setting.fd = node_get(worker->fs, node);

@@ -238,6 +238,6 @@ struct open_file {
 void fill_attr(struct fuse_attr *attr, const struct stat *st);
 void fill_entry(struct mirror *fs, struct fuse_entry_out *out, struct node *node, const struct stat *st);
 // As the kernel does for a write by somebody without CAP_FSETID: the set-user-ID bits go, here and at the peer.
-void drop_privileges(struct mirror *fs, struct node *node);
+void drop_privileges(struct worker *worker, struct node *node);
 
 #endif

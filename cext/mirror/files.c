@@ -67,21 +67,29 @@ void do_read(struct worker *worker)
 	reply(worker, got < 0 ? -errno : 0, data, got < 0 ? 0 : (size_t)got);
 }
 
-void drop_privileges(struct mirror *fs, struct node *node)
+// Without execution by the group the bit is no privilege to everybody: members of the group may keep it.
+static bool in_group(struct worker *worker, int fd)
+{
+	struct stat st;
+
+	return !inode_stat(fd, &st) && st.st_gid == worker->in->gid;
+}
+
+void drop_privileges(struct worker *worker, struct node *node)
 {
 	uint32_t mode = atomic_load(&node->mode), kept = mode & ~(uint32_t)S_ISUID;
 	struct change change = {.node = node};
 	int fd;
 
-	if (mode & S_IXGRP)
-		kept &= ~(uint32_t)S_ISGID;
-	if (kept == mode)
+	if (S_ISDIR(mode) || !(mode & (S_ISUID | S_ISGID)))
 		return;
-	fd = node_get(fs, node);
-	if (fd >= 0 && !inode_chmod(fd, kept & 07777)) {
+	fd = node_get(worker->fs, node);
+	if (fd >= 0 && (mode & S_IXGRP || !in_group(worker, fd)))
+		kept &= ~(uint32_t)S_ISGID;
+	if (fd >= 0 && kept != mode && !inode_chmod(fd, kept & 07777)) {
 		atomic_store(&node->mode, kept);
 		change.frame = (struct frame){.op = WIRE_MODE, .mode = kept & 07777};
-		stream_change(fs, &change);
+		stream_change(worker->fs, &change);
 	}
 	node_put(node, fd);
 }
@@ -146,7 +154,7 @@ void do_write(struct worker *worker)
 		return;
 	}
 	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
-		drop_privileges(fs, node);
+		drop_privileges(worker, node);
 	pthread_rwlock_rdlock(node_stripe(fs, node));
 	send_data(fs, node, in->offset, data, in->size, op);
 	error = pwrite_all(file->fd, data, in->size, in->offset, &done);

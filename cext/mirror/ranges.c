@@ -30,6 +30,9 @@ void do_fallocate(struct worker *worker)
 		reply(worker, -ENOMEM, NULL, 0);
 		return;
 	}
+	// For these the kernel does not say whether the caller may keep the bits, as it does for writes.
+	if (worker->in->uid)
+		drop_privileges(worker, file->node);
 	pthread_rwlock_wrlock(node_stripe(fs, file->node));
 	error = fallocate(file->fd, (int)in->mode, (off_t)in->offset, (off_t)in->length) ? -errno : 0;
 	if (!error)
@@ -84,6 +87,8 @@ static void copy_range(struct worker *worker, struct open_file *from, struct ope
 				.wait = WAIT_WRITE};
 	ssize_t done;
 
+	if (worker->in->uid)
+		drop_privileges(worker, to->node);
 	// No write to either file may come between the copy and its frame: the peer copies from its own file.
 	lock_both(fs, from->node, to->node, true);
 	done = copy_file_range(from->fd, &source, to->fd, &target, length, 0);

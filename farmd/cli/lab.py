@@ -10,7 +10,7 @@ import typer
 
 from farmd.cli.output import envelope, note, say, say_json, table
 from farmd.cli.session import Session, verb
-from farmd.model.config import Profile
+from farmd.model.config import Delivery, Profile
 from farmd.model.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def up(
     timing: Annotated[
         str, typer.Option("--timing", metavar="default|fast", help="The protocol's clockwork")
     ] = "default",
+    delivery: Annotated[
+        Delivery, typer.Option("--delivery", help="How packets reach the nodes; external adds HAProxy in front")
+    ] = Delivery.FLOOD,
 ) -> None:
     """Build the lab, or complete it. Safe to repeat.
 
@@ -64,7 +67,14 @@ def up(
     if timing not in TIMINGS:
         raise BadRequest("--timing", f"{timing!r} is none", f"Use one of {', '.join(TIMINGS)}")
     plan = LabPlan(
-        name=name, nodes=nodes, clients=clients, networks=networks, witness=witness, profile=profile, timing=timing
+        name=name,
+        nodes=nodes,
+        clients=clients,
+        networks=networks,
+        witness=witness,
+        profile=profile,
+        timing=timing,
+        delivery=delivery,
     )
     Lab(plan).up(note)
     if session.json:

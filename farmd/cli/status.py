@@ -14,6 +14,7 @@ from farmd.cli.errors import Unhealthy
 from farmd.cli.output import Style, age, duration, note, say, say_json, table, warn
 from farmd.cli.session import Session, verb
 from farmd.model.answers import FarmStatus, MemberData, RuleData
+from farmd.model.config import Delivery
 from farmd.model.errors import DaemonUnreachable, FarmError, TimedOut
 from farmd.model.nodes import MemberState, Role
 
@@ -137,13 +138,17 @@ def _facts(status: FarmStatus, now: str) -> str:
     else:
         since = f" {age(view['since'], now)} ago" if view["since"] else ""
         seen = f"epoch {view['epoch']}, {'started' if view['started'] else 'not started, proposed'}{since}"
-    left = f"valid, {duration(lease['left_seconds'])} left" if lease["valid"] else "over: this node accepts nothing"
+    outside = status["delivery"] == Delivery.EXTERNAL
+    over = "over: the health URLs of this node say 503" if outside else "over: this node accepts nothing"
+    left = f"valid, {duration(lease['left_seconds'])} left" if lease["valid"] else over
     facts = [
         ("view", seen),
         ("lease", left),
         ("profile", f"{status['profile']}{'' if status['exclusive'] else ', exclusive=false'}"),
         ("delivery", status["delivery"]),
         ("VIPs", ", ".join(status["vips"])),
+        ("filter", "none: a load balancer outside decides, by the health URLs" if outside else ""),
+        ("health", status.get("health", "")),
     ]
     for attached in status["filter"]:
         how = f"{attached['interface']} {attached['mode']}"

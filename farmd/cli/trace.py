@@ -52,7 +52,7 @@ def trace(
     """Show samples of the filter's verdicts, and resets, retransmits and drops of VIP connections.
 
     Each verdict with its reason, rule, bucket and owner. Needs root, python3-bpfcc and kernel headers; bounded in rate
-    and time. On an interface in native mode single drops cannot be seen: the last line counts them by reason.
+    and time. Drops are seen in native mode too; the last line counts what the filter itself counted by reason.
     """
     from farmd.client import RemoteError
     from farmd.model import farmfile
@@ -130,8 +130,7 @@ def _repeat(complaints: IO[str]) -> None:
 def _show(event: dict[str, Any], style: Style) -> None:
     if event["type"] == "start":
         for each in event["interfaces"]:
-            unseen = "" if each["drops_sampled"] else "; single drops cannot be seen there, only counted"
-            note(f"tracing {event['node']}: {each['interface']}, {each['mode']} mode{unseen}")
+            note(f"tracing {event['node']}: {each['interface']}, {each['mode']} mode")
     elif event["type"] == "summary":
         note(_summary(event))
     else:

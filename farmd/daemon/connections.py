@@ -64,3 +64,13 @@ def take_census(
             held += bool(planes[rule.group].held & bit)
     forgettable = tuple(plane.held & ~bits for plane, bits in zip(planes, needed, strict=True))
     return Census(established, held, forgettable)
+
+
+def count_behind_balancer(sockets: Iterable[VipSocket], rules: Sequence[Rule], planes: Sequence[Planes]) -> Census:
+    """The same where a balancer outside places connections: buckets say nothing about them, so none is kept for any.
+
+    A connection counts by its port alone, because the balancer may have rewritten the VIP to an address of the node.
+    """
+    ports = {port for rule in rules if rule.protocol is Protocol.TCP for port in rule.ports}
+    established = sum(socket.vport in ports and not socket.lingering for socket in sockets)
+    return Census(established, 0, tuple(plane.held for plane in planes))

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from farmd.daemon import api, httpd
 from farmd.daemon.backend import DaemonBackend
-from farmd.daemon.connections import take_census
+from farmd.daemon.clock import boot_ns
+from farmd.daemon.connections import Census, count_behind_balancer, take_census
 from farmd.daemon.eventlog import EventLog
 from farmd.daemon.fingerprint import fingerprint
+from farmd.daemon.healthserver import HealthChecks, HealthServer, drop_inherited
 from farmd.daemon.keyfile import read_key_file
 from farmd.daemon.log import log
 from farmd.daemon.report import EngineReport
@@ -24,11 +26,12 @@ from farmd.dataplane.hash import bucket_of
 from farmd.membership.keys import KeyRing
 from farmd.model import farmfile
 from farmd.model.answers import ProblemData
-from farmd.model.config import FarmConfig, Profile
+from farmd.model.config import Delivery, FarmConfig, Profile
 from farmd.model.errors import ConfigError, FarmError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
-from farmd.net import gateway, sockets, solicited
+from farmd.model.rules import Protocol
+from farmd.net import gateway, listeners, sockets, solicited
 
 if TYPE_CHECKING:
     from farmd.metrics.server import MetricsServer
@@ -82,12 +85,15 @@ class Daemon:
             config, ring.hash_key, self._engine, filter_, self._events, self._problems, self.reload
         )
         self._app = api.build(self._backend)
+        self._health: HealthServer | None = None
         for one in () if filter_ is None else filter_.attachments:
             how = "reattached" if one.reattached else "attached"
             self._tell("filter.attached", f"{how} to {one.interface} in {one.mode} mode: {one.reason}")
 
     def stop(self) -> None:
         """End this process; filter, VIPs and engine stay as they are."""
+        if self._health is not None:
+            self._health.stop_soon()
         self._stop.set()
 
     def reload(self) -> None:
@@ -115,7 +121,8 @@ class Daemon:
         Raises:
             FarmError: the API's socket cannot be had.
         """
-        groups = solicited.join(self._config.vips, self._facts)
+        groups = solicited.join(self._config.vips, self._facts) if self._config.filters else None
+        await self._serve_health()
         served = asyncio.create_task(httpd.serve(self._app, self._config.api_socket, self._stop), name="api")
         engine = asyncio.create_task(self._engine.run(), name="engine supervisor")
         others: list[asyncio.Task[Any]] = [asyncio.create_task(self._stop.wait(), name="stop")]
@@ -129,6 +136,7 @@ class Daemon:
             metrics.stop()
         if engine in done and self._engine.leaving:
             self._ending = Ending.LEFT
+        self._end_health()
         self._stop.set()
         self._events.close()
         for task in (engine, *others):
@@ -155,6 +163,34 @@ class Daemon:
             self._problems.append(ProblemData(severity="warning", text=str(error), next_step=error.next_step))
             return None
 
+    async def _serve_health(self) -> None:
+        """Answer load balancers if farm.toml says so; clients who need none are served even if that fails."""
+        if self._config.health is None:
+            drop_inherited()
+            return
+        checks = HealthChecks(self._config, self._engine.report, self._listeners, boot_ns)
+        server = HealthServer(checks, self._config.health)
+        try:
+            await server.start()
+        except FarmError as error:
+            self._tell("health.failed", str(error))
+            severity = "error" if self._config.delivery is Delivery.EXTERNAL else "warning"
+            self._problems.append(ProblemData(severity=severity, text=str(error), next_step=error.next_step))
+            return
+        self._health = server
+
+    def _end_health(self) -> None:
+        if self._health is None:
+            return
+        if self._ending is Ending.RELOAD:
+            self._health.hand_over()
+        else:
+            self._health.close()
+
+    def _listeners(self) -> list[listeners.Listener]:
+        kinds = {rule.protocol for rule in self._config.rules}
+        return [one for kind in Protocol if kind in kinds for one in listeners.listeners(kind)]
+
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["type"] == "view.started":
             self._moved.set()
@@ -176,8 +212,7 @@ class Daemon:
             self._moved.clear()
 
     async def _census(self, report: EngineReport) -> bool:
-        found = await asyncio.to_thread(sockets.connections, self._config.vips)
-        census = take_census(found, self._config.rules, report.planes, self._hash_key, bucket_of)
+        census = await asyncio.to_thread(self._look, report)
         # The ballot says "unless buckets have moved meanwhile".
         ballot = str(report.view and report.view.ballot)
         await self._engine.ask("connections", established=census.established, held=census.held, ballot=ballot)
@@ -186,6 +221,14 @@ class Daemon:
             planes = [f"{plane:x}" for plane in census.forgettable]
             await self._engine.ask("forget-held", planes=planes, ballot=ballot)
         return any(plane.held for plane in report.planes)
+
+    def _look(self, report: EngineReport) -> Census:
+        config = self._config
+        if config.delivery is Delivery.EXTERNAL:
+            places = (*config.vips, *config.me.addresses)
+            return count_behind_balancer(sockets.connections(places), config.rules, report.planes)
+        found = sockets.connections(config.vips)
+        return take_census(found, config.rules, report.planes, self._hash_key, bucket_of)
 
     async def _watch_gateway(self) -> None:
         address = self._config.gateway

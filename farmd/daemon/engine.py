@@ -47,7 +47,7 @@ _SUSPEND_TOLERANCE_NS = 50_000_000
 
 
 class Kernel(Protocol):
-    """The seam to the filter's maps: `farmd.dataplane.planes.KernelPlanes`, or nothing on a witness."""
+    """The seam to the filter's maps: `farmd.dataplane.planes.KernelPlanes`, or nothing where there is no filter."""
 
     def write(self, group: int, planes: Planes) -> None:
         """Replace a group's planes."""
@@ -280,7 +280,7 @@ def main() -> None:
         config = farmfile.load(arguments.config)
         ring = read_key_file(config.key_file)
         kernel = None
-        if config.me.role is Role.NODE:
+        if config.filters:
             from farmd.dataplane.planes import KernelPlanes
 
             kernel = KernelPlanes.open(config.pin_dir)

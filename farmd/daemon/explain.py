@@ -12,7 +12,7 @@ from farmd.dataplane.filter import Probe
 from farmd.dataplane.reasons import Verdict
 from farmd.model.answers import Explanation, PlanesData, ProofData
 from farmd.model.buckets import BUCKETS
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import BadRequest, NotFound
 from farmd.model.nodes import NodeId
 from farmd.model.planes import CLOSED, Planes
@@ -75,7 +75,8 @@ def explain(
     digest = siphash13(key, client_message(key, case.affinity, question.client, case.extra))
     bucket = digest % BUCKETS
     view = report.view
-    owner = None if view is None or case.lost else view.owner(case.group, bucket)
+    outside = config.delivery is Delivery.EXTERNAL
+    owner = None if view is None or outside or case.lost else view.owner(case.group, bucket)
     planes = report.planes[case.group] if report.planes else CLOSED
     bits = _bits(planes, bucket)
     told = None if case.packet is PacketKind.ECHO else case
@@ -188,6 +189,8 @@ def _name(config: FarmConfig, node: NodeId) -> str:
 
 def _why(config: FarmConfig, report: EngineReport, group: int, owner: NodeId | None) -> str:
     view = report.view
+    if config.delivery is Delivery.EXTERNAL:
+        return "no filter: a load balancer outside decides, among the nodes whose health URL says 200"
     if view is None:
         return "this node has no view yet"
     weights = ", ".join(

@@ -6,12 +6,12 @@ from __future__ import annotations
 import hashlib
 
 from farmd.membership.keys import KeyRing
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 
 
 def fingerprint(config: FarmConfig, ring: KeyRing) -> str:
     """A hash over everything that an engine takes from farm.toml and the key file; equal if and only if those are."""
-    parts = (
+    parts: tuple[object, ...] = (
         config.farm,
         config.profile,
         config.timing,
@@ -24,4 +24,6 @@ def fingerprint(config: FarmConfig, ring: KeyRing) -> str:
         str(config.pin_dir),
         hashlib.sha256(ring.render().encode()).hexdigest(),
     )
+    if config.delivery is Delivery.EXTERNAL:
+        parts += ("no filter",)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

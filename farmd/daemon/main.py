@@ -58,7 +58,7 @@ def main() -> None:
         facts: tuple[InterfaceFacts, ...] = ()
         if config.me.role is Role.NODE:
             config = _with_interfaces(config)
-            filter_, facts = _set_up(config, ring)
+            filter_, facts = _set_up(config, ring) if config.filters else _set_up_unfiltered(config)
         daemon = Daemon(config, arguments.config, ring, filter_, facts)
         if asyncio.run(_serve(daemon, config.me.name)) is Ending.RELOAD:
             os.execv(sys.executable, [sys.executable, "-m", "farmd.daemon", *sys.argv[1:]])
@@ -115,6 +115,15 @@ def _set_up(config: FarmConfig, ring: KeyRing) -> tuple[Filter, tuple[InterfaceF
     filter_ = Filter.attach(config, ring.hash_key, facts)
     setup.apply(config, facts)
     return filter_, facts
+
+
+def _set_up_unfiltered(config: FarmConfig) -> tuple[None, tuple[InterfaceFacts, ...]]:
+    """VIPs that are not ours to have away, then a filter that an earlier farm.toml wanted, then VIPs that are ours."""
+    facts = interfaces.facts(config.interfaces)
+    setup.retire(config)
+    setup.apply(config, facts)
+    purge(config.pin_dir)
+    return None, facts
 
 
 def _purge(config: FarmConfig) -> None:

@@ -21,7 +21,7 @@ from farmd.model.answers import (
     ViewData,
 )
 from farmd.model.buckets import BUCKETS
-from farmd.model.config import FarmConfig, Member, Profile
+from farmd.model.config import FarmConfig, Listen, Member, Profile
 from farmd.model.nodes import MemberState, Role
 
 SEND_ERRORS = "send-errors"
@@ -41,7 +41,7 @@ def farm_status(config: FarmConfig, report: EngineReport, now_ns: int, local: Lo
     peers = {peer.id: peer for peer in report.peers}
     members = [_member(config, report, member, peers.get(member.id), now_ns) for member in config.members]
     lease = _lease(report, now_ns)
-    return FarmStatus(
+    status = FarmStatus(
         farm=config.farm,
         profile=config.profile,
         exclusive=report.exclusive,
@@ -69,6 +69,15 @@ def farm_status(config: FarmConfig, report: EngineReport, now_ns: int, local: Lo
         engine=_engine(report),
         config_hash=config_hash(config),
     )
+    if config.health is not None:
+        status["health"] = health_url(config.health)
+    return status
+
+
+def health_url(place: Listen) -> str:
+    """The farm's health URL, as this node listens for it; the rules' begin with it."""
+    host = f"[{place.address}]" if place.address.version == 6 else str(place.address)
+    return f"http://{host}:{place.port}/health"
 
 
 def config_hash(config: FarmConfig) -> str:
@@ -89,6 +98,7 @@ def config_hash(config: FarmConfig) -> str:
         [sorted(weights.items()) for weights in config.weights],
         config.drop_without_rule,
         config.drain_deadline_s,
+        sorted(map(str, config.outside_vips)),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -157,7 +167,8 @@ def _problems(
     if not lease["valid"] and config.me.role is Role.NODE:
         yield ProblemData(
             severity="error",
-            text=f"{config.me.name} has no lease: its filter accepts nothing",
+            text=f"{config.me.name} has no lease: "
+            + ("its filter accepts nothing" if config.filters else "its health URLs say 503"),
             next_step="It needs to exchange heartbeats with a majority of the voters: see who is not heard below",
         )
     if not report.exclusive and config.profile is Profile.AVAILABLE:

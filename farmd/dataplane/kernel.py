@@ -95,6 +95,13 @@ class Map(Descriptor):
             raise kernel_error("BPF map", error, "cannot be described")
         return MapShape(info.type, info.key_size, info.value_size, info.max_entries)
 
+    def number(self) -> int:
+        """Its number in this kernel."""
+        info = ffi.new("struct bpf_map_info *")
+        if (error := lib.farm_map_info(self.fd, info)) < 0:
+            raise kernel_error("BPF map", error, "cannot be described")
+        return int(info.id)
+
     def memory(self) -> mmap.mmap:
         """The value itself of a variable, shared with the filter: what is stored there takes effect at once."""
         try:
@@ -195,6 +202,11 @@ class XdpPresence:
     def any(self) -> int:
         """The number of the one that is there, or 0."""
         return self.native or self.generic or self.offloaded
+
+    def word(self, number: int) -> str:
+        """What `ip link` calls the mode of one of them."""
+        words = {self.native: "xdpdrv", self.generic: "xdpgeneric", self.offloaded: "xdpoffload"}
+        return words.get(number, "xdp")
 
 
 def xdp_presence(ifindex: int) -> XdpPresence:

@@ -50,7 +50,7 @@ def attach(program: Program, facts: InterfaceFacts, wanted: AttachMode, pin_dir:
     with link:
         if link.target()[1] == facts.ifindex:
             mode = _present_mode(facts)
-            if wanted is AttachMode.AUTO or wanted is mode:
+            if _is_good(facts, wanted, mode):
                 link.update(program)
                 reason = f"{_why(facts, wanted, mode)}; the link of the last run goes on"
                 return Attachment(facts.name, facts.ifindex, mode, reason, True)
@@ -58,6 +58,17 @@ def attach(program: Program, facts: InterfaceFacts, wanted: AttachMode, pin_dir:
             changed = f"; was {mode} before"
         pin.unlink()
     return _attach_anew(program, facts, wanted, pin, changed)
+
+
+def _is_good(facts: InterfaceFacts, wanted: AttachMode, mode: AttachMode) -> bool:
+    """Whether a link of the last run may stay in its mode.
+
+    A change of mode leaves a moment without a filter. So "auto" keeps what there is, except what it would never choose:
+    a veth in native mode, which only an order can have brought about.
+    """
+    if wanted is AttachMode.AUTO:
+        return not (facts.kind == "veth" and mode is AttachMode.NATIVE)
+    return wanted is mode
 
 
 def prune(pin_dir: Path, keep: frozenset[int]) -> None:
@@ -135,8 +146,9 @@ def _create(program: Program, facts: InterfaceFacts, mode: AttachMode) -> Link:
 
 
 def _foreign(facts: InterfaceFacts, number: int) -> KernelError:
+    mode = xdp_presence(facts.ifindex).word(number)
     return KernelError(
         f"interface {facts.name}",
         f"another XDP program is attached to it: {program_name(number)} (id {number})",
-        f"Stop what attached it, or remove it with `ip link set dev {facts.name} xdp off`; see `bpftool net`",
+        f"Stop what attached it, or remove it with `ip link set dev {facts.name} {mode} off`; see `bpftool net`",
     )

@@ -82,6 +82,11 @@ def daemon_states(config: FarmConfig) -> dict[str, str] | None:
     return {member["name"]: member["state"] for member in status["members"]}
 
 
+def running(config: FarmConfig) -> bool:
+    """Whether farmd runs here."""
+    return daemon_states(config) is not None
+
+
 def peers(config: FarmConfig) -> list[PeerFacts]:
     """Every other member. Addresses are asked only of those that the daemon does not call well."""
     states = daemon_states(config)

@@ -7,24 +7,30 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from farmd.doctor import ask_farm, ask_host, ask_link, farm, flood, flood_wire, host, link
+from farmd.doctor import ask_farm, ask_health, ask_host, ask_link, farm, flood, flood_wire, host, link, outside
+from farmd.doctor.facts import VipFacts
 from farmd.doctor.finding import Finding, of_error
-from farmd.model.config import FarmConfig
-from farmd.model.errors import FarmError
+from farmd.model.config import Delivery, FarmConfig
+from farmd.model.errors import FarmError, Refused
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
-from farmd.net import interfaces
+from farmd.net import interfaces, linkstate
 
 _T = TypeVar("_T")
 
 
 def examine(config: FarmConfig) -> Iterator[Finding]:
     """Every finding about this node. Changes nothing; takes a few seconds, most of it waiting for answers."""
-    if config.me.role is Role.NODE:
+    if config.delivery is Delivery.EXTERNAL and config.me.role is Role.NODE:
+        yield from _guarded("host", lambda: host.judge_witness(ask_host.ask(config.pin_dir)))
+        yield from _behind_balancer(config)
+    elif config.me.role is Role.NODE:
         yield from _guarded("host", lambda: host.judge(ask_host.ask(config.pin_dir), config.pin_dir))
         yield from _data_path(config)
     else:
         yield from _guarded("host", lambda: host.judge_witness(ask_host.ask(config.pin_dir)))
+    if config.health is not None:
+        yield outside.health(ask_health.ask(config.health), ask_farm.running(config))
     yield farm.key_file(ask_farm.key_file(config.key_file))
     yield from _guarded("port", lambda: map(farm.port, ask_farm.ports(config)))
     yield from _guarded("peer", lambda: map(farm.peer, ask_farm.peers(config)))
@@ -32,6 +38,9 @@ def examine(config: FarmConfig) -> Iterator[Finding]:
 
 def flooding(config: FarmConfig, seconds: float) -> Iterator[Finding]:
     """The flooding test on every interface of the filter, one after another."""
+    if config.delivery is Delivery.EXTERNAL:
+        step = "Nothing to do: no switch has to flood for it"
+        raise Refused("flooding test", "with delivery external a load balancer outside decides", step)
     links, trouble = _interfaces(config)
     yield from trouble
     for each in links:
@@ -55,6 +64,25 @@ def _data_path(config: FarmConfig) -> Iterator[Finding]:
             ipv4 = any(vip.version == 4 for vip in config.vips)
             yield from link.judge(facts, config.attach_mode, config.virtual_mac, ipv4)
     yield from _guarded("vip-place", lambda: _vips(config, links, attached))
+
+
+def _behind_balancer(config: FarmConfig) -> Iterator[Finding]:
+    """Interfaces and VIPs where nothing is filtered."""
+    yield outside.delivery()
+    links, trouble = _interfaces(config)
+    yield from trouble
+    on_host = any(vip.version == 4 for vip in config.host_vips)
+    for each in links:
+        facts, trouble = _try("link", partial(ask_link.ask, each, config.pin_dir))
+        yield from trouble
+        if facts is not None:
+            yield from outside.link(facts, on_host)
+    running = ask_farm.running(config)
+    places, trouble = _try("vip-place", linkstate.addresses)
+    yield from trouble
+    for vip in config.vips if places is not None else ():
+        facts_of_vip = VipFacts(vip, (places or {}).get(vip, ()), ())
+        yield outside.vip(facts_of_vip, vip in config.host_vips, running)
 
 
 def _vips(config: FarmConfig, links: tuple[InterfaceFacts, ...], attached: bool) -> Iterator[Finding]:

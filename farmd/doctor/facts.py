@@ -115,3 +115,13 @@ class VipFacts:
     address: Address
     on: tuple[str, ...]
     claimed_by: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFacts:
+    """What the farm's health URL said: status and first line; `status` None: nothing, with the kernel's `error`."""
+
+    url: str
+    status: int | None
+    text: str
+    error: int

@@ -23,6 +23,8 @@ NATIVE_DRIVERS = frozenset((
 _ONE_BUFFER = 3498
 """The largest MTU whose frames fit one page beside XDP's room; above it a driver needs multi-buffer XDP."""
 _AS_FARMD = {"arp_ignore": 1, "arp_announce": 2}
+_MODE_WORDS = {"native": "xdpdrv", "generic": "xdpgeneric", "offloaded": "xdpoffload"}
+"""What `ip link` calls the modes."""
 _STRICT = 1
 _SETTING_WHY = {
     "arp_ignore": "the kernel answers ARP for the VIP with this node's own MAC",
@@ -61,7 +63,7 @@ def programs(facts: LinkFacts) -> Finding:
         return fail(
             "foreign-xdp",
             f"{facts.name} carries another XDP program: {names}",
-            f"Stop what attached it, or remove it: ip link set dev {facts.name} xdp off",
+            f"Stop what attached it, or remove it: ip link set dev {facts.name} {_MODE_WORDS[foreign[0].mode]} off",
         )
     if facts.ours is not None:
         return ok("foreign-xdp", f"{facts.name} carries the farm's filter (id {facts.ours.number}) and no other")

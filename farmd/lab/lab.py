@@ -19,7 +19,7 @@ from farmd.client import Client
 from farmd.lab import netns, render
 from farmd.lab.netns import Part, Process
 from farmd.lab.plan import PIN_DIR, RUN_DIR, Host, HostKind, LabPlan
-from farmd.model.config import Profile
+from farmd.model.config import Delivery, Profile
 from farmd.model.errors import FarmError, NotFound, Refused
 
 FARMD_PARTS = (Part.DAEMON, Part.ENGINE)
@@ -77,7 +77,7 @@ class Lab:
 
     def up(self, progress: Callable[[str], None] = lambda _: None) -> None:
         """Build the lab, or complete it if it is there. On any failure, what was made is removed again."""
-        netns.require_tools()
+        netns.require_tools({"haproxy": "haproxy"} if self.plan.balancers else None)
         with self._alone():
             present = _read_plan(self.plan)
             if present is not None and present != self.plan and _is_whole(present):
@@ -93,6 +93,8 @@ class Lab:
                 except BaseException:
                     self._remove()
                     raise
+            for host in self.plan.balancers:
+                self._start_balancer(host)
             for host in self.plan.members:
                 self._start_missing(host, progress)
 
@@ -204,6 +206,10 @@ class Lab:
     def _write_files(self) -> None:
         from farmd.membership.keys import KeyRing  # cryptography is slow to import, and only `up` needs it
 
+        for host in self.plan.balancers:
+            home = self.plan.home(host)
+            home.mkdir()
+            (home / "haproxy.cfg").write_text(render.haproxy_cfg(self.plan))
         key = KeyRing.new().render()
         for host in self.plan.members:
             home = self.plan.home(host)
@@ -236,6 +242,12 @@ class Lab:
         argv = [sys.executable, "-m", "farmd.daemon", "--config", str(home / "farm.toml")]
         netns.start_detached(host.namespace, argv, log=home / "farmd.log", environment=environment)
 
+    def _start_balancer(self, host: Host) -> None:
+        home = self.plan.home(host)
+        if Part.HAPROXY not in {process.part for process in netns.processes(host.namespace)}:
+            argv = ["haproxy", "-db", "-f", str(home / "haproxy.cfg")]
+            netns.start_detached(host.namespace, argv, log=home / "haproxy.log")
+
     def _remove(self) -> None:
         mine = [name for name in netns.namespaces() if self.plan.owns_namespace(name)]
         for namespace in mine:
@@ -252,7 +264,7 @@ class Lab:
     def _member(self, name: str) -> Host:
         host = self.plan.host(name)
         if not host.is_member:
-            raise Refused(host.name, "it is a client and runs no farmd", "Name a node or the witness")
+            raise Refused(host.name, "it runs no farmd", "Name a node or the witness")
         return host
 
     def _signal(self, name: str, parts: Sequence[Part], number: signal.Signals) -> None:
@@ -304,7 +316,8 @@ def _read_plan(like: LabPlan) -> LabPlan | None:
     """The plan written down in the place where `like` would be."""
     try:
         fields = json.loads(_state_file(like).read_text())
-        return replace(like, **fields | {"profile": Profile(fields["profile"])})
+        kinds = {"profile": Profile(fields["profile"]), "delivery": Delivery(fields["delivery"])}
+        return replace(like, **fields | kinds)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

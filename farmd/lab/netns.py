@@ -37,6 +37,7 @@ class Part(StrEnum):
     DAEMON = "daemon"
     ENGINE = "engine"
     NGINX = "nginx"
+    HAPROXY = "haproxy"
     OTHER = "other"
 
 
@@ -225,6 +226,8 @@ def _describe(pid: int) -> Process | None:
         part = Part.DAEMON
     elif text[0].startswith("nginx") or text[0].endswith("/nginx"):
         part = Part.NGINX
+    elif text[0].endswith("haproxy"):
+        part = Part.HAPROXY
     return Process(pid, part, stopped=state == "T")
 
 

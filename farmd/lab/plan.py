@@ -10,7 +10,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from pathlib import Path
 
-from farmd.model.config import Profile
+from farmd.model.config import Delivery, Profile
 from farmd.model.errors import FarmError
 from farmd.model.rules import Affinity
 
@@ -33,6 +33,7 @@ PIN_DIR = Path("/sys/fs/bpf/farmd-lab")
 MAX_LAB_NODES = 32
 _FIRST_CLIENT_ADDRESS = 201
 _CLIENT_ADDRESSES = 50
+_BALANCER_ADDRESS = 199
 
 Interface = IPv4Interface | IPv6Interface
 
@@ -43,6 +44,8 @@ class HostKind(StrEnum):
     NODE = "node"
     WITNESS = "witness"
     CLIENT = "client"
+    BALANCER = "balancer"
+    """With delivery external: has the VIPs and HAProxy, and asks the nodes' health URLs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Host:
     @property
     def is_member(self) -> bool:
         """Whether it runs farmd."""
-        return self.kind is not HostKind.CLIENT
+        return self.kind in (HostKind.NODE, HostKind.WITNESS)
 
     @property
     def addresses(self) -> tuple[Interface, ...]:
@@ -99,6 +102,7 @@ class LabPlan:
     witness: bool = False
     profile: Profile = Profile.EXCLUSIVE
     timing: str = "default"
+    delivery: Delivery = Delivery.FLOOD
     plain_swap: bool = False
     run_dir: Path = field(default=RUN_DIR)
     pin_dir: Path = field(default=PIN_DIR)
@@ -142,7 +146,7 @@ class LabPlan:
 
     def owns_namespace(self, namespace: str) -> bool:
         """Whether a namespace of that name belongs to this lab, whatever shape the lab had."""
-        return re.fullmatch(rf"fl-{self.name}-(sw|[nwc]\d+)", namespace) is not None
+        return re.fullmatch(rf"fl-{self.name}-(sw|[nwcb]\d+)", namespace) is not None
 
     @property
     def bridges(self) -> tuple[str, ...]:
@@ -172,10 +176,17 @@ class LabPlan:
             result.append(self._host(f"client{n + 1}", f"c{n + 1}", HostKind.CLIENT, n, numbers))
         return tuple(result)
 
+    @cached_property
+    def balancers(self) -> tuple[Host, ...]:
+        """The load balancer in front, if the delivery wants one."""
+        if self.delivery is not Delivery.EXTERNAL:
+            return ()
+        return (self._host("balancer", "b1", HostKind.BALANCER, 0, (_BALANCER_ADDRESS,)),)
+
     @property
     def hosts(self) -> tuple[Host, ...]:
-        """Every host: members, then clients."""
-        return (*self.members, *self.client_hosts)
+        """Every host: members, then clients, then the balancer."""
+        return (*self.members, *self.client_hosts, *self.balancers)
 
     def host(self, name: str) -> Host:
         """The host called `name`, in full or short (`node1` or `n1`). FarmError if there is none."""
@@ -194,10 +205,10 @@ class LabPlan:
         return self.directory / host.name
 
     def _host(self, name: str, short: str, kind: HostKind, number: int, last: tuple[int, ...]) -> Host:
-        tag = {HostKind.NODE: 1, HostKind.WITNESS: 2, HostKind.CLIENT: 3}[kind]
+        tag = {HostKind.NODE: 1, HostKind.WITNESS: 2, HostKind.CLIENT: 3, HostKind.BALANCER: 4}[kind]
         links = []
         # Clients only sit on the service network: the second one carries heartbeats and nothing else.
-        for network in range(1 if kind is HostKind.CLIENT else self.networks):
+        for network in range(self.networks if kind in (HostKind.NODE, HostKind.WITNESS) else 1):
             addresses: list[Interface] = [ip_interface(f"10.{77 + network}.0.{n}/24") for n in last]
             if network == 0:
                 addresses += [ip_interface(f"fd77::{n}/64") for n in last]

@@ -19,8 +19,9 @@ from farmd.lab.plan import (
     LabPlan,
     Link,
 )
-from farmd.model.config import Profile
+from farmd.model.config import HEALTH_PORT, Delivery, Profile
 from farmd.model.errors import FarmError
+from farmd.model.rules import Affinity
 
 GATEWAY_NAME = "gateway"
 """How cuts and splits name the gateway, which lives on the switch."""
@@ -38,6 +39,8 @@ def farm_toml(plan: LabPlan, host: Host) -> str:
         f"timing = {_quote(plan.timing)}",
         f"virtual_mac = {_quote(VIRTUAL_MAC.hex(':'))}",
     ]
+    if plan.delivery is not Delivery.FLOOD:
+        lines.append(f"delivery = {_quote(plan.delivery)}")
     if plan.profile is Profile.AVAILABLE:
         lines.append(f"gateway = {_quote(str(GATEWAY))}")
     lines += ["", "[node]", f"name = {_quote(host.name)}"]
@@ -99,6 +102,35 @@ http {{
 """
 
 
+def haproxy_cfg(plan: LabPlan) -> str:
+    """A load balancer that asks the health URL of each rule twice a second and believes what it hears twice."""
+    home = plan.home(plan.balancers[0])
+    lines = [
+        "global",
+        f"    stats socket {home / 'haproxy.sock'} mode 600 level admin",
+        "defaults",
+        "    timeout connect 1s",
+        "    timeout client 1h",
+        "    timeout server 1h",
+        "    timeout check 2s",
+        "    retries 3",
+        "    option redispatch 1",
+        f"    default-server check port {HEALTH_PORT} inter 500ms fall 2 rise 2",
+    ]
+    for port, affinity in SERVICE_PORTS.items():
+        lines += [
+            f"listen web-{port}",
+            "    mode tcp",
+            *(f"    bind {f'[{vip}]' if vip.version == 6 else vip}:{port}" for vip in (VIP, VIP6)),
+            f"    balance {'source' if affinity is Affinity.CLIENT_IP else 'roundrobin'}",
+            "    option httpchk",
+            f"    http-check send meth GET uri /health/rule/web4-{port} ver HTTP/1.1 hdr Host farm",
+            "    http-check expect status 200",
+        ]
+        lines += [f"    server {host.name} {host.addresses[0].ip}:{port}" for host in plan.serving]
+    return "\n".join(lines) + "\n"
+
+
 def switch_batch(plan: LabPlan) -> str:
     """For `ip -batch` in the switch's namespace: bridges and one cable for each link of each host."""
     lines = ["link set lo up"]
@@ -123,6 +155,9 @@ def host_batch(host: Host) -> str:
         for address in link.addresses:
             nodad = " nodad" if address.version == 6 else ""
             lines.append(f"addr add {address} dev {link.device}{nodad}")
+    if host.kind is HostKind.BALANCER:
+        device = host.links[0].device
+        lines += [f"addr add {VIP}/32 dev {device}", f"addr add {VIP6}/128 dev {device} nodad"]
     return "\n".join(lines) + "\n"
 
 

@@ -129,6 +129,8 @@ class FarmStatus(TypedDict):
     rules: list[RuleData]
     problems: list[ProblemData]
     engine: NotRequired[EngineData]
+    health: NotRequired[str]
+    """Where the health URLs of the answering node begin; missing if it serves none."""
     config_hash: NotRequired[str]
     """Of everything in farm.toml that all nodes must agree on: two hashes in a farm mean two farm.toml."""
 

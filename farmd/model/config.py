@@ -14,6 +14,8 @@ MEMBERSHIP_PORT = 4804
 """UDP port of the membership protocol unless the file says otherwise."""
 METRICS_PORT = 4805
 """TCP port of /metrics, beside it: the range that Prometheus exporters share, 9100 to 9999, has no number left."""
+HEALTH_PORT = 4806
+"""TCP port of the health URLs."""
 MAX_VOTERS = 7
 """Up to this many nodes all vote; in larger farms the lowest numbers do."""
 
@@ -40,6 +42,8 @@ class Delivery(StrEnum):
 
     FLOOD = "flood"
     """The VIP resolves to a virtual unicast MAC that nobody uses as a source, so the switch floods."""
+    EXTERNAL = "external"
+    """A load balancer or router in front picks the node; farmd filters nothing and tells it by health URLs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,20 @@ class FarmConfig:
     state_dir: Path
     metrics: Listen | None = None
     """Where Prometheus may ask; None: nowhere."""
+    health: Listen | None = None
+    """Where load balancers may ask whether this node should get new clients; None: nowhere."""
+    outside_vips: frozenset[Address] = frozenset()
+    """VIPs that a balancer outside has and this host has not: it rewrites them to a node's own address."""
+
+    @property
+    def filters(self) -> bool:
+        """Whether this node has a filter: no witness has, and none where a load balancer outside decides."""
+        return self.me.role is Role.NODE and self.delivery is not Delivery.EXTERNAL
+
+    @property
+    def host_vips(self) -> tuple[Address, ...]:
+        """The VIPs that farmd puts on this host."""
+        return tuple(vip for vip in self.vips if vip not in self.outside_vips)
 
     @property
     def nodes(self) -> tuple[Member, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from farmd.model.config import MAX_VOTERS, Profile
+from farmd.model.config import MAX_VOTERS, Delivery, Profile
 from farmd.model.farmshape import FarmFile, MemberTable, RuleTable, suggestion
 from farmd.model.nodes import Role
 from farmd.model.positions import Part, Path
@@ -15,6 +16,9 @@ from farmd.model.rules import MAX_GROUPS, Address, Affinity, Protocol, ports_tex
 
 DEFAULT_GROUP = "default"
 """The group that exists in every farm, at index 0."""
+
+_ANY = {4: IPv4Address(0), 6: IPv6Address(0)}
+"""What a program listens on that listens everywhere, by version."""
 
 _V = TypeVar("_V", bound=Hashable)
 
@@ -40,6 +44,7 @@ def findings(file: FarmFile, host_name: str) -> list[Finding]:
         *_vips(file),
         *_groups(file),
         *_rules(file),
+        *_health(file),
     ]
 
 
@@ -160,13 +165,17 @@ def _vips(file: FarmFile) -> Iterator[Finding]:
         yield Finding(path, f"VIP {address} is listed twice", "Remove one of the two.")
     owners = {address: member.name for member in file.member for address in member.addresses}
     for path, address, _ in entries:
-        if address in owners:
+        if address in owners and file.farm.delivery is not Delivery.EXTERNAL:
             step = "A VIP is an address that no host has by itself."
             yield Finding(path, f'VIP {address} is an address of member "{owners[address]}"', step)
         if address.is_link_local:
             yield Finding(path, f"VIP {address} is link-local", "Take an address that clients can route to.")
         if address == file.farm.gateway:
             yield Finding(path, f"VIP {address} is the gateway's address", "Take an address that no host has.")
+    for i, vip in enumerate(file.vip):
+        if vip.on_host is not None and file.farm.delivery is not Delivery.EXTERNAL:
+            cause = f'"on_host" is for delivery "external"; with "{file.farm.delivery}" a VIP is on every node'
+            yield Finding(("vip", i, "on_host"), cause, 'Remove it, or set delivery = "external".', Part.KEY)
     if file.farm.gateway in owners:
         step = "Name the router that clients' packets come through."
         cause = f'the gateway is member "{owners[file.farm.gateway]}"'
@@ -239,3 +248,21 @@ def _affinities(file: FarmFile) -> Iterator[Finding]:
             yield Finding(here, cause, step)
         elif rule.vip.version == 6:
             yield Finding(here, '"packet-id" is for IPv4: IPv6 packets have no id', step)
+
+
+def _health(file: FarmFile) -> Iterator[Finding]:
+    if file.health is None:
+        return
+    place, here = file.health.listen, ("health", "listen")
+    if file.metrics is not None and file.metrics.listen.port == place.port:
+        addresses = {file.metrics.listen.address, place.address}
+        if len(addresses) == 1 or any(address.is_unspecified for address in addresses):
+            step = "Give one of the two another port."
+            yield Finding(here, f"port {place.port} is that of [metrics] already", step)
+    for rule in file.rule:
+        if (
+            rule.protocol is Protocol.TCP
+            and place.port in rule.port
+            and place.address in (rule.vip, _ANY[rule.vip.version])
+        ):
+            yield Finding(here, f'port {place.port} is that of rule "{rule.name}"', "Take a port that no rule has.")

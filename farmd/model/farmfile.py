@@ -14,11 +14,11 @@ from hashlib import sha256
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
-from farmd.model.config import TIMINGS, FarmConfig, Member
+from farmd.model.config import TIMINGS, Delivery, FarmConfig, Listen, Member
 from farmd.model.errors import ConfigError, Problem
 from farmd.model.nodes import NodeId, Role
 from farmd.model.positions import Place, Positions
-from farmd.model.rules import Group, Rule
+from farmd.model.rules import Address, Group, Rule
 
 if TYPE_CHECKING:
     from farmd.model.farmcheck import Finding
@@ -117,12 +117,29 @@ def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
         pin_dir=folder / node.pin_dir,
         state_dir=folder / node.state_dir,
         metrics=None if file.metrics is None else file.metrics.listen,
+        health=_health(file),
+        outside_vips=_outside_vips(file),
     )
 
 
 def _rule(index: int, table: RuleTable, group: int) -> Rule:
     last = table.port[-1] if len(table.port) > 1 else None
     return Rule(index, table.name, table.vip, table.protocol, table.port[0], table.affinity, group, last)
+
+
+def _health(file: FarmFile) -> Listen | None:
+    from farmd.model.farmshape import HealthTable
+
+    if file.health is not None:
+        return file.health.listen
+    return HealthTable().listen if file.farm.delivery is Delivery.EXTERNAL else None
+
+
+def _outside_vips(file: FarmFile) -> frozenset[Address]:
+    """Most balancers rewrite the destination or open connections of their own, so that is the default."""
+    if file.farm.delivery is not Delivery.EXTERNAL:
+        return frozenset()
+    return frozenset(vip.address for vip in file.vip if not vip.on_host)
 
 
 def _unreadable(path: FilePath, cause: str, next_step: str) -> ConfigError:

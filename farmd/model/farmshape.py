@@ -16,7 +16,16 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from farmd.model.config import MEMBERSHIP_PORT, METRICS_PORT, TIMINGS, AttachMode, Delivery, Listen, Profile
+from farmd.model.config import (
+    HEALTH_PORT,
+    MEMBERSHIP_PORT,
+    METRICS_PORT,
+    TIMINGS,
+    AttachMode,
+    Delivery,
+    Listen,
+    Profile,
+)
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, Role
 from farmd.model.rules import ALL_PORTS, MAX_RULES, MAX_VIPS, Address, Affinity, Protocol
 
@@ -131,7 +140,7 @@ def _path(value: object) -> str:
 def _listen(value: object) -> Listen:
     text = _text(value)
     host, _, port = text.rpartition(":")
-    hint = f'Write one such as "127.0.0.1:{METRICS_PORT}" or "[::1]:{METRICS_PORT}".'
+    hint = 'Write an address and a port, such as "127.0.0.1:4805" or "[::1]:4805".'
     bracketed = host.startswith("[") and host.endswith("]")
     try:
         address = ip_address(host[1:-1] if bracketed else host)
@@ -214,6 +223,8 @@ class VipTable(Table):
     """`[[vip]]`: an address that all nodes share."""
 
     address: OneAddress
+    on_host: bool | None = None
+    """Only with delivery external: whether packets reach the node with the VIP as their destination."""
 
 
 class GroupTable(Table):
@@ -240,6 +251,12 @@ class MetricsTable(Table):
     listen: Annotated[Listen, PlainValidator(_listen)] = Listen(IPv4Address("127.0.0.1"), METRICS_PORT)
 
 
+class HealthTable(Table):
+    """`[health]`: where load balancers may ask; nowhere without this table, but for delivery external."""
+
+    listen: Annotated[Listen, PlainValidator(_listen)] = Listen(IPv4Address(0), HEALTH_PORT)
+
+
 class FarmFile(Table):
     """All of `farm.toml`."""
 
@@ -250,6 +267,7 @@ class FarmFile(Table):
     group: list[GroupTable] = []
     rule: Annotated[list[RuleTable], Field(max_length=MAX_RULES)] = []
     metrics: MetricsTable | None = None
+    health: HealthTable | None = None
 
 
 TABLES: dict[str, type[Table]] = {
@@ -260,6 +278,7 @@ TABLES: dict[str, type[Table]] = {
     "group": GroupTable,
     "rule": RuleTable,
     "metrics": MetricsTable,
+    "health": HealthTable,
 }
 
 

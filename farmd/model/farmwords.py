@@ -79,7 +79,7 @@ def _shape_finding(detail: ErrorDetails, data: dict[str, Any]) -> Finding:
 
 
 def _not_a_table(path: Path, table: str, value: object) -> Finding:
-    if table in ("farm", "node", "metrics"):
+    if table in ("farm", "node", "metrics", "health"):
         return Finding(path, f'"{table}" is {shown(value)}, not a table', f"Write [{table}] on a line, once.")
     if isinstance(value, dict):
         return Finding(path, f'"{table}" is a single table', f"Write [[{table}]] on a line, once for each.")

@@ -14,6 +14,10 @@ address for it. The filter answers for the VIPs; the kernel must keep quiet:
   where it is on, the interface gets the loose form.
 - The NIC must let frames for the virtual MAC in.
 
+Where a load balancer outside decides (delivery `external`) there is no virtual MAC, and a VIP is on lo only if
+farm.toml says that packets come with it as their destination (`on_host`). The settings are the same then: the balancer
+answers for the VIP, and the kernel must keep quiet. A VIP that some interface has already is left as it is.
+
 Every function may be called again at any time.
 """
 
@@ -77,6 +81,10 @@ def apply(config: FarmConfig, interfaces: Sequence[InterfaceFacts]) -> Applied:
     work = _Work(config, load(config.state_dir), [])
     _settings(work, interfaces)
     talk("VIPs on lo", lambda route: _addresses(route, work))
+    if not config.filters:
+        talk("virtual MAC", lambda route: _forget_macs(route, work, set()))
+        talk("promiscuous mode", lambda route: _not_promiscuous(route, work))
+        return Applied({}, tuple(work.changes))
     talk("virtual MAC", lambda route: _forget_macs(route, work, {facts.name for facts in interfaces}))
     acceptance = {}
     for facts in interfaces:
@@ -129,7 +137,7 @@ class _Work:
 
 def _settings(work: _Work, interfaces: Sequence[InterfaceFacts]) -> None:
     wanted: list[tuple[str, int]] = []
-    if any(vip.version == 4 for vip in work.config.vips):
+    if any(vip.version == 4 for vip in work.config.host_vips):
         for name in ("all", *(facts.name for facts in interfaces)):
             wanted += [(f"ipv4/conf/{name}/arp_ignore", 1), (f"ipv4/conf/{name}/arp_announce", 2)]
         # The kernel takes the higher of `all` and the interface, so a strict `all` can be loosened for one interface.
@@ -154,7 +162,7 @@ def _addresses(route: Any, work: _Work) -> None:
     present: set[Address] = set()
     for message in route.get_addr():
         address = ip_address(message.get("local") or message.get("address"))
-        if int(message["index"]) == lo:
+        if int(message["index"]) == lo or not work.config.filters:
             present.add(address)
         elif address in work.config.vips:
             name = links[int(message["index"])].get("ifname")
@@ -163,7 +171,7 @@ def _addresses(route: Any, work: _Work) -> None:
     _drop_addresses(route, work, _retired(work))
     if not links[lo]["flags"] & _IFF_UP:
         route.link("set", index=lo, state="up")
-    for vip in work.config.vips:
+    for vip in work.config.host_vips:
         if vip in present:
             continue
         if str(vip) not in work.record.addresses:
@@ -174,7 +182,7 @@ def _addresses(route: Any, work: _Work) -> None:
 
 
 def _retired(work: _Work) -> list[Address]:
-    return [ip_address(text) for text in work.record.addresses if ip_address(text) not in work.config.vips]
+    return [ip_address(text) for text in work.record.addresses if ip_address(text) not in work.config.host_vips]
 
 
 def _add_address(route: Any, lo: int, vip: Address) -> None:

@@ -100,7 +100,7 @@ def connections(vips: Collection[Address]) -> list[Connection]:
 def _collect(family: int, vips: dict[bytes, Address], found: list[Connection]) -> None:
     unpack, states = _ANSWER.unpack_from, _STATES
     clients: dict[bytes, Address] = {}
-    for data, start in _dump(family):
+    for data, start in dump(family, socket.IPPROTO_TCP, _ALL_STATES):
         vport, cport, local, remote = unpack(data, start)
         vip = vips.get(local)
         if vip is None:
@@ -120,9 +120,12 @@ def _client(vip: Address, remote: bytes) -> Address:
     return IPv4Address(remote[12:] if remote.startswith(_MAPPED) else remote[:4])
 
 
-def _dump(family: int) -> Iterator[tuple[bytes, int]]:
-    """(buffer, offset of an inet_diag_msg in it) for every TCP socket of `family`."""
-    query = _QUERY.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES)
+def dump(family: int, protocol: int, states: int) -> Iterator[tuple[bytes, int]]:
+    """(buffer, offset of an inet_diag_msg in it) for every socket of `family` and `protocol` in one of `states`.
+
+    `states` has a bit for each of the kernel's TCP states. Raises KernelError.
+    """
+    query = _QUERY.pack(family, protocol, 0, states)
     request = _HEADER.pack(_HEADER.size + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + query
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:

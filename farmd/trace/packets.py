@@ -19,6 +19,7 @@ _MAX_EXTENSIONS = 6
 _FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 _ICMP_NAMES = {0: "echo-reply", 3: "unreachable", 8: "echo-request", 11: "time-exceeded"}
 _ICMPV6_NAMES = {1: "unreachable", 2: "too-big", 3: "time-exceeded", 128: "echo-request", 129: "echo-reply"}
+_ADVERTISEMENT = 136
 _ND_NAMES = {135: "solicitation", 136: "advertisement"}
 
 
@@ -100,7 +101,9 @@ def _transport(source: Address, target: Address, number: int, body: bytes, later
     if number == _ICMP:
         return Packet(source, None, target, None, "icmp", _ICMP_NAMES.get(body[0], str(body[0])) if body else "")
     if number == _ICMPV6 and body and body[0] in _ND_NAMES and len(body) >= 24:
-        # What it is about stands in the body; the destination is a multicast group.
+        # What it is about stands in the body; the destination is a multicast group, unless this is an answer.
+        if body[0] == _ADVERTISEMENT and not target.is_multicast:
+            return Packet(IPv6Address(body[8:24]), None, target, None, "nd", _ND_NAMES[body[0]])
         return Packet(source, None, IPv6Address(body[8:24]), None, "nd", _ND_NAMES[body[0]])
     if number == _ICMPV6:
         return Packet(source, None, target, None, "icmp", _ICMPV6_NAMES.get(body[0], str(body[0])) if body else "")

@@ -6,7 +6,6 @@
 
 enum form {
 	NONE,
-	ETHERNET,
 	IP,
 	TUPLE
 };
@@ -24,13 +23,10 @@ struct tuple {
 
 struct record {
 	u64 at_ns; // CLOCK_MONOTONIC
-	u64 sequence;
 	u32 kind;
 	u32 reason;
-	u32 length;   // of the whole frame or packet
 	u32 captured; // bytes of it in `head`
 	u32 form;     // what `head` holds
-	u32 ifindex;
 	u8 head[HEAD];
 };
 
@@ -41,10 +37,8 @@ struct allowance {
 
 BPF_RINGBUF_OUTPUT(records, RING_PAGES);
 BPF_HASH(vips, struct address, u8, MAX_VIPS);
-BPF_ARRAY(allowances, struct allowance, 2); // 0: frames, 1: events
-BPF_ARRAY(suppressed, u64, 2);
-BPF_PERCPU_ARRAY(frames_seen, u64, 1);
-BPF_PERCPU_ARRAY(frame_open, u64, 1); // the sampled frame that the filter has before it on this CPU, or 0
+BPF_ARRAY(allowances, struct allowance, 1);
+BPF_ARRAY(suppressed, u64, 1);
 
 static inline u64 read_u64(u64 at)
 {
@@ -123,39 +117,6 @@ static inline int ip_is_ours(u64 at)
 	return is_ours(&source, &target);
 }
 
-// A frame at `at`: tags, then IP, ARP, or a Neighbour Solicitation, whose VIP is in its body.
-static inline int frame_is_ours(u64 at)
-{
-	u16 type = swapped(read_u16(at + 12));
-	struct address source, target;
-	u8 next = 0;
-
-	at += 14;
-	if (type == 0x8100 || type == 0x88a8) {
-		type = swapped(read_u16(at + 2));
-		at += 4;
-	}
-	if (type == 0x8100) {
-		type = swapped(read_u16(at + 2));
-		at += 4;
-	}
-	if (type == 0x0806) {
-		source = address_v4(at + 14);
-		target = address_v4(at + 24);
-		return is_ours(&source, &target);
-	}
-	if (type != 0x0800 && type != 0x86dd)
-		return 0;
-	if (ip_is_ours(at))
-		return 1;
-	bpf_probe_read_kernel(&next, 1, (void *)(at + 6));
-	if (type != 0x86dd || next != 58)
-		return 0;
-	source = address_v6(at + 8);
-	target = address_v6(at + 48);
-	return is_wanted(&source, &target);
-}
-
 static inline int is_here(u64 net)
 {
 	return net && read_u32(net + NET_INUM) == NAMESPACE;
@@ -177,10 +138,11 @@ static inline int skb_is_here(u64 skb)
 }
 
 // The bound on what user space gets: so many in each tenth of a second.
-static inline int allowed(u32 which, u64 limit, u64 now)
+static inline int allowed(u64 now)
 {
-	struct allowance *a = allowances.lookup(&which);
-	u64 *missed = suppressed.lookup(&which);
+	u32 zero = 0;
+	struct allowance *a = allowances.lookup(&zero);
+	u64 *missed = suppressed.lookup(&zero);
 
 	if (!a || !missed)
 		return 0;
@@ -188,7 +150,7 @@ static inline int allowed(u32 which, u64 limit, u64 now)
 		a->window = now / 100000000;
 		a->used = 0;
 	}
-	if (a->used >= limit) {
+	if (a->used >= EVENT_LIMIT) {
 		__sync_fetch_and_add(missed, 1);
 		return 0;
 	}
@@ -196,24 +158,21 @@ static inline int allowed(u32 which, u64 limit, u64 now)
 	return 1;
 }
 
-static inline struct record *begin(u32 kind, u32 which, u64 limit)
+static inline struct record *begin(u32 kind)
 {
 	u64 now = bpf_ktime_get_ns();
 	struct record *r;
 
-	if (!allowed(which, limit, now))
+	if (!allowed(now))
 		return NULL;
 	r = records.ringbuf_reserve(sizeof(*r));
 	if (!r)
 		return NULL;
 	r->at_ns = now;
-	r->sequence = 0;
 	r->kind = kind;
 	r->reason = 0;
-	r->length = 0;
 	r->captured = 0;
 	r->form = NONE;
-	r->ifindex = 0;
 	return r;
 }
 
@@ -226,86 +185,23 @@ static inline void copy_head(struct record *r, u64 at, u32 available, u32 form)
 	bpf_probe_read_kernel(r->head, HEAD, (void *)at);
 }
 
-static inline int is_generic_filter(u64 where)
+// Where the kernel runs XDP programs on an skb, and frees what they drop.
+static inline int is_filter(u64 where)
 {
-	return GENERIC_CODE;
-}
-
-// veth's native mode runs the filter on an skb, so its drops show, unlike any other driver's.
-static inline int is_veth_filter(u64 where)
-{
-	return VETH_CODE;
-}
-
-// Tells a frame, if it is ours; its sequence number, or 0.
-static inline u64 tell_frame(u64 skb, u64 device, u32 kind)
-{
-	u64 frame, linear, *seen;
-	struct record *r;
-	u64 number;
-	u32 zero = 0;
-
-	seen = frames_seen.lookup(&zero);
-	if (!seen || !device || !is_here(read_u64(device + DEVICE_NET)))
-		return 0;
-	frame = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_MAC);
-	if (!frame_is_ours(frame))
-		return 0;
-	r = begin(kind, 0, FRAME_LIMIT);
-	if (!r)
-		return 0;
-	*seen += 1;
-	number = (u64)bpf_get_smp_processor_id() << 48 | *seen;
-	r->sequence = number;
-	r->ifindex = read_u32(device + DEVICE_INDEX);
-	linear = read_u64(skb + SKB_DATA) - frame;
-	r->length = read_u32(skb + SKB_LEN) + linear;
-	copy_head(r, frame, r->length - read_u32(skb + SKB_DATA_LEN), ETHERNET);
-	records.ringbuf_submit(r, 0);
-	return number;
-}
-
-// A frame as it comes in: before a generic filter, after a native one.
-RAW_TRACEPOINT_PROBE(netif_receive_skb)
-{
-	u64 skb = ctx->args[0];
-	u32 zero = 0;
-	u64 *open = frame_open.lookup(&zero);
-
-	if (open)
-		*open = tell_frame(skb, read_u64(skb + SKB_DEV), KIND_FRAME);
-	return 0;
+	return FILTER_CODE;
 }
 
 RAW_TRACEPOINT_PROBE(kfree_skb)
 {
 	u64 skb = ctx->args[0], packet;
 	struct record *r;
-	u32 zero = 0;
-	u64 *open;
 
-	if (is_generic_filter(ctx->args[1])) {
-		open = frame_open.lookup(&zero);
-		if (!open || !*open)
-			return 0;
-		r = records.ringbuf_reserve(sizeof(*r));
-		if (!r)
-			return 0;
-		r->at_ns = bpf_ktime_get_ns();
-		r->kind = KIND_DROPPED;
-		r->sequence = *open;
-		*open = 0;
-		records.ringbuf_submit(r, 0);
-		return 0;
-	}
-	if (is_veth_filter(ctx->args[1])) {
-		tell_frame(skb, read_u64(skb + SKB_DEV), KIND_DROPPED_FRAME);
-		return 0;
-	}
+	if (is_filter(ctx->args[1]))
+		return 0; // a verdict, which is seen at its source
 	packet = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_NETWORK);
 	if (!ip_is_ours(packet) || !skb_is_here(skb))
 		return 0;
-	r = begin(KIND_STACK_DROP, 1, EVENT_LIMIT);
+	r = begin(KIND_STACK_DROP);
 	if (!r)
 		return 0;
 	r->reason = ctx->args[2];
@@ -338,7 +234,7 @@ static inline int tell_socket(u64 sk, u32 kind, u32 reason)
 
 	if (!sk || !read_socket(sk, &t))
 		return 0;
-	r = begin(kind, 1, EVENT_LIMIT);
+	r = begin(kind);
 	if (!r)
 		return 0;
 	r->reason = reason;
@@ -370,7 +266,7 @@ RAW_TRACEPOINT_PROBE(tcp_send_reset)
 	packet = read_u64(skb + SKB_HEAD) + read_u16(skb + SKB_NETWORK);
 	if (!ip_is_ours(packet) || !skb_is_here(skb))
 		return 0;
-	r = begin(KIND_RESET_SENT, 1, EVENT_LIMIT);
+	r = begin(KIND_RESET_SENT);
 	if (!r)
 		return 0;
 	copy_head(r, packet, HEAD, IP);

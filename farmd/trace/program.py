@@ -28,12 +28,7 @@ _FIELDS = {
     "SKB_SK": ("sk_buff", "sk"),
     "DST_DEV": ("dst_entry", "dev"),
     "SKB_HEAD": ("sk_buff", "head"),
-    "SKB_DATA": ("sk_buff", "data"),
-    "SKB_LEN": ("sk_buff", "len"),
-    "SKB_DATA_LEN": ("sk_buff", "data_len"),
-    "SKB_MAC": ("sk_buff", "mac_header"),
     "SKB_NETWORK": ("sk_buff", "network_header"),
-    "DEVICE_INDEX": ("net_device", "ifindex"),
     "DEVICE_NET": ("net_device", "nd_net.net"),
     "NET_INUM": ("net", "ns.inum"),
     "SOCK_NET": ("sock_common", "skc_net.net"),
@@ -45,25 +40,18 @@ _FIELDS = {
     "SOCK_LOCAL_PORT": ("sock_common", "skc_num"),
     "SOCK_REMOTE_PORT": ("sock_common", "skc_dport"),
 }
-_GENERIC = ("do_xdp_generic", "netif_receive_generic_xdp")
-"""The kernel's functions in which a generic XDP program runs, and from which the frames it drops are freed."""
-_VETH = ("veth_xdp_rcv_skb", "veth_xdp_rcv", "veth_poll")
-"""The same of veth's native mode."""
+_FILTERS = ("do_xdp_generic", "netif_receive_generic_xdp", "veth_xdp_rcv_skb", "veth_xdp_rcv", "veth_poll")
+"""The kernel's functions in which an XDP program runs on an skb (generic mode, and veth's native one), and from which
+the frames it drops are freed."""
 
 
 class Kind(IntEnum):
     """What a record tells."""
 
-    FRAME = 1
-    """A frame came in."""
-    DROPPED = 2
-    """The filter dropped the frame of this sequence number."""
-    STACK_DROP = 3
-    RESET_SENT = 4
-    RESET_RECEIVED = 5
-    RETRANSMIT = 6
-    DROPPED_FRAME = 7
-    """A frame that the filter dropped, told at once."""
+    STACK_DROP = 1
+    RESET_SENT = 2
+    RESET_RECEIVED = 3
+    RETRANSMIT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +61,14 @@ class Scope:
     namespace: int
     vips: tuple[Address, ...]
     client: IPv4Network | IPv6Network | None
-    frames_per_s: int
     events_per_s: int
 
 
 def source(types: Types, symbols: Sequence[str], scope: Scope) -> str:
     """The whole program. `symbols` are lines of /proc/kallsyms. KernelError if this kernel lacks what it needs."""
-    generic = code_of(_GENERIC, symbols)
-    if not generic:
-        cause = f"it does not tell where {_GENERIC[0]} is, so drops cannot be told apart"
+    filters = code_of(_FILTERS, symbols)
+    if not filters:
+        cause = f"it does not tell where {_FILTERS[0]} is, so drops cannot be told apart"
         raise KernelError("kernel symbols", cause, "Run as root, with kernel.kptr_restrict below 2")
     mask, value = client_words(scope.client)
     names: dict[str, object] = {name: types.offset(*where) for name, where in _FIELDS.items()}
@@ -95,12 +82,15 @@ def source(types: Types, symbols: Sequence[str], scope: Scope) -> str:
         "CLIENT_MASK_1": f"{mask[1]}ULL",
         "CLIENT_0": f"{value[0]}ULL",
         "CLIENT_1": f"{value[1]}ULL",
-        "FRAME_LIMIT": max(_LEAST_BURST, scope.frames_per_s // _WINDOWS_PER_S),
-        "EVENT_LIMIT": max(_LEAST_BURST, scope.events_per_s // _WINDOWS_PER_S),
-        "GENERIC_CODE": _within(generic),
-        "VETH_CODE": _within(code_of(_VETH, symbols)),
+        "EVENT_LIMIT": a_window(scope.events_per_s),
+        "FILTER_CODE": _within(filters),
     }
     return "".join(f"#define {name} {value}\n" for name, value in names.items()) + _SOURCE.read_text()
+
+
+def a_window(a_second: int) -> int:
+    """How many of so many a second may come in one window of the probes' bound."""
+    return max(_LEAST_BURST, a_second // _WINDOWS_PER_S)
 
 
 def code_of(functions: Sequence[str], symbols: Sequence[str]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from farmd.model.rules import Address
 from farmd.trace.packets import Packet
 from farmd.trace.program import HEAD_BYTES, Kind
 
-_RECORD = struct.Struct(f"=QQIIIIII{HEAD_BYTES}s")
+_RECORD = struct.Struct(f"=QIIII{HEAD_BYTES}s")
 _TUPLE = struct.Struct("=16s16sHH")
 
 
@@ -20,33 +20,26 @@ class Form(IntEnum):
     """What a record's head holds."""
 
     NONE = 0
-    ETHERNET = 1
-    IP = 2
-    TUPLE = 3
+    IP = 1
+    TUPLE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record. `at_ns` is CLOCK_MONOTONIC; `length` that of the whole frame, of which `head` is the beginning;
-    `reason` the kernel's number for a dropped packet."""
+    """One record. `at_ns` is CLOCK_MONOTONIC; `reason` the kernel's number for a dropped packet."""
 
     kind: Kind
     at_ns: int
-    sequence: int
     reason: int
-    length: int
-    ifindex: int
     form: Form
     head: bytes
 
 
 def decode(raw: bytes) -> Record:
-    """The record in `raw`. A `DROPPED` has nothing but its time and sequence number."""
-    at_ns, sequence, kind, reason, length, captured, form, ifindex, head = _RECORD.unpack_from(raw)
-    if kind == Kind.DROPPED:
-        return Record(Kind.DROPPED, at_ns, sequence, 0, 0, 0, Form.NONE, b"")
+    """The record in `raw`."""
+    at_ns, kind, reason, captured, form, head = _RECORD.unpack_from(raw)
     captured = min(captured, HEAD_BYTES)
-    return Record(Kind(kind), at_ns, sequence, reason, length, ifindex, Form(form), head[:captured])
+    return Record(Kind(kind), at_ns, reason, Form(form), head[:captured])
 
 
 def connection(head: bytes) -> Packet:

@@ -7,24 +7,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from farmd.dataplane.filter import Probe
-from farmd.dataplane.reasons import Verdict
+from farmd.dataplane.reasons import Reason
+from farmd.dataplane.tap import Sample
 from farmd.model.config import FarmConfig
 from farmd.model.rules import Address, Rule
 from farmd.trace.packets import Packet, read_frame, read_ip
+from farmd.trace.places import Place, Places
 from farmd.trace.program import Kind
 from farmd.trace.records import Form, Record, connection
-from farmd.trace.verdicts import Place, Places, Twin, judge
 
 SETTLED_NS = 50_000_000
-"""A frame that the filter drops is dropped within microseconds; after this long it was not."""
-_FRAMES = (Kind.FRAME, Kind.DROPPED_FRAME)
+"""CPUs and rings hand over out of turn; after this long nothing older comes any more."""
 _NAMES = {
     Kind.STACK_DROP: "stack-drop",
     Kind.RESET_SENT: "reset-sent",
     Kind.RESET_RECEIVED: "reset-received",
     Kind.RETRANSMIT: "retransmit",
 }
+_ANSWERS = (Reason.ARP_ANSWERED, Reason.ND_ANSWERED)
 _UNREMARKABLE = frozenset(("NOT_DROPPED_YET", "CONSUMED"))
 
 
@@ -38,71 +38,45 @@ class Event:
     length: int = 0
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A record until it is settled. The twin is asked at once, while it still thinks as the filter did."""
-
-    record: Record
-    probe: Probe | None = None
-    dropped: bool = False
-
-
 class Sampler:
-    """Holds records until it is known what became of the frames; gives events in the order of their times."""
+    """Holds what came for a moment, and gives events in the order of their times."""
 
-    def __init__(
-        self,
-        config: FarmConfig,
-        twin: Twin,
-        places: Places,
-        drop_reasons: Mapping[int, str],
-        wanted: frozenset[Verdict],
-    ) -> None:
+    def __init__(self, config: FarmConfig, places: Places, drop_reasons: Mapping[int, str]) -> None:
         self._config = config
-        self._twin = twin
         self._places = places
         self._drop_reasons = drop_reasons
-        self._wanted = wanted
-        self._waiting: list[_Waiting] = []
-        self._frames: dict[int, _Waiting] = {}
+        self._rules = {rule.index: rule for rule in config.rules}
+        self._waiting: list[Record | Sample] = []
 
-    def receive(self, record: Record) -> None:
-        """Take a record in."""
-        if record.kind is Kind.DROPPED:
-            if frame := self._frames.get(record.sequence):
-                frame.dropped = True
-            return
-        waiting = _Waiting(record, dropped=record.kind is Kind.DROPPED_FRAME)
-        if record.kind in _FRAMES:
-            waiting.probe = self._twin(record.head, record.length, record.ifindex)
-            self._frames[record.sequence] = waiting
-        self._waiting.append(waiting)
+    def receive(self, record: Record | Sample) -> None:
+        """Take a verdict or a kernel event in."""
+        self._waiting.append(record)
 
     def settle(self, now_ns: int) -> Iterator[Event]:
-        """Events of everything that is old enough to be certain."""
-        self._waiting.sort(key=lambda waiting: waiting.record.at_ns)  # CPUs may have handed over out of turn
-        while self._waiting and now_ns - self._waiting[0].record.at_ns >= SETTLED_NS:
+        """Events of everything that is old enough for its place in the order to be certain."""
+        self._waiting.sort(key=lambda waiting: waiting.at_ns)
+        while self._waiting and now_ns - self._waiting[0].at_ns >= SETTLED_NS:
             waiting = self._waiting.pop(0)
-            if waiting.record.kind in _FRAMES:
-                del self._frames[waiting.record.sequence]
+            if isinstance(waiting, Sample):
                 yield from self._verdict(waiting)
             else:
-                yield from self._kernel_event(waiting.record)
+                yield from self._kernel_event(waiting)
 
-    def _verdict(self, waiting: _Waiting) -> Iterator[Event]:
-        frame = waiting.record
-        packet = read_frame(frame.head)
-        judged = judge(self._config, waiting.probe, waiting.dropped)
-        if packet is None or judged is None or judged.verdict not in self._wanted:
+    def _verdict(self, sample: Sample) -> Iterator[Event]:
+        packet = read_frame(sample.head)
+        if packet is None:
             return
-        place = self._places.of(packet, judged.rule)
+        if sample.reason in _ANSWERS:
+            packet = packet.turned()  # it was taken as it left
+        rule = self._rules.get(sample.rule)
+        place = self._places.of(packet, rule)
         data = _who("verdict", packet) | {
-            "length": frame.length,
-            "verdict": judged.verdict.value,
-            "reason": None if judged.reason is None else judged.reason.value,
-            "rule": None if judged.rule is None else judged.rule.name,
+            "length": sample.length,
+            "verdict": sample.verdict.value,
+            "reason": None if sample.reason is None else sample.reason.value,
+            "rule": None if rule is None else rule.name,
         }
-        yield Event(frame.at_ns, data | _where(place), frame.head, frame.length)
+        yield Event(sample.at_ns, data | _where(place), sample.head, sample.length)
 
     def _kernel_event(self, record: Record) -> Iterator[Event]:
         packet = connection(record.head) if record.form is Form.TUPLE else read_ip(record.head)

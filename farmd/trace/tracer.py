@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from farmd.client import Client
-from farmd.dataplane.kernel import Program, xdp_presence
+from farmd.dataplane.kernel import xdp_presence
 from farmd.dataplane.reasons import Verdict
-from farmd.model.config import FarmConfig
-from farmd.model.errors import FarmError, KernelError, NotFound
+from farmd.dataplane.tap import HEAD_BYTES, Tap, Wish
+from farmd.model.config import Delivery, FarmConfig
+from farmd.model.errors import FarmError, KernelError, NotFound, Refused
 from farmd.model.rules import Address
 from farmd.net import interfaces
 from farmd.trace import btf, loader, program
 from farmd.trace.pcap import PcapFile
+from farmd.trace.places import Places
 from farmd.trace.records import decode
-from farmd.trace.sampler import Event, Sampler
-from farmd.trace.verdicts import KernelTwin, Places
+from farmd.trace.sampler import Sampler
 
 _POLL_MS = 20
-_OVERSAMPLING = 5
-"""Frames taken for each one shown: those of a verdict that is not wanted are only known afterwards."""
+_FOLLOW_NS = 500_000_000
+"""How often to look whether farmd has put a new filter in the place of the one that is watched."""
 _KALLSYMS = Path("/proc/kallsyms")
 _API_TIMEOUT_S = 1.0
 
@@ -57,23 +59,26 @@ def run(config: FarmConfig, wishes: Wishes, tell: Tell) -> None:
     Errors: FarmError with the package to install without bcc or headers; KernelError without root, BTF, or a filter
     (start farmd first); NotFound for a VIP that is none.
     """
+    if config.delivery is Delivery.EXTERNAL:
+        step = "Trace on the balancer; `farmctl status` shows what this node's health URLs say"
+        raise Refused("trace", "with delivery external there is no filter: a load balancer outside decides", step)
     vips = config.vips if wishes.vip is None else (wishes.vip,)
     if not set(vips) <= set(config.vips):
         raise NotFound(f"VIP {wishes.vip}", "the farm has no such VIP", f"It has {', '.join(map(str, config.vips))}")
     with ExitStack() as stack:
-        twin = stack.enter_context(_open_twin(config.pin_dir))
-        pcap = None if wishes.pcap is None else stack.enter_context(PcapFile(wishes.pcap, program.HEAD_BYTES))
+        tap = stack.enter_context(Tap(config.pin_dir, _wish(wishes)))
+        pcap = None if wishes.pcap is None else stack.enter_context(PcapFile(wishes.pcap, HEAD_BYTES))
         types = btf.running_kernel()
         probes, headers = _compile(types, wishes, vips)
         stack.callback(probes.cleanup)
         daemon = Client(config.api_socket, _API_TIMEOUT_S)
         places = Places(config, daemon, time.monotonic_ns)
         names = types.enumerators("skb_drop_reason")
-        sampler = Sampler(config, KernelTwin(twin), places, names, wishes.verdicts)
+        sampler = Sampler(config, places, names)
         tell(_start(config, headers))
         before = _counters(daemon)
-        pace = _watch(probes, sampler, wishes, tell, pcap)
-        tell(_summary(probes, pace, before, _counters(daemon)))
+        pace = _watch(probes, tap, sampler, wishes, tell, pcap)
+        tell(_summary(probes, tap, pace, before, _counters(daemon)))
 
 
 def _compile(types: btf.Types, wishes: Wishes, vips: tuple[Address, ...]) -> tuple[Any, str]:
@@ -83,7 +88,6 @@ def _compile(types: btf.Types, wishes: Wishes, vips: tuple[Address, ...]) -> tup
         namespace=os.stat("/proc/thread-self/ns/net").st_ino,
         vips=vips,
         client=wishes.client,
-        frames_per_s=wishes.rate * _OVERSAMPLING,
         events_per_s=wishes.rate,
     )
     try:
@@ -103,27 +107,30 @@ def _compile(types: btf.Types, wishes: Wishes, vips: tuple[Address, ...]) -> tup
     return probes, headers
 
 
-@contextmanager
-def _open_twin(pin_dir: Path) -> Iterator[Program]:
-    try:
-        twin = Program.get(pin_dir / "explain")
-    except FileNotFoundError as error:
-        raise KernelError(str(pin_dir), "no filter is pinned here", "Start farmd first: it loads the filter") from error
-    with twin:
-        yield twin
+def _wish(wishes: Wishes) -> Wish:
+    mask, client = (struct.pack("=QQ", *words) for words in program.client_words(wishes.client))
+    vip = bytes(16) if wishes.vip is None else program.mapped(wishes.vip)
+    return Wish(wishes.verdicts, mask, client, vip, wishes.rate)
 
 
-def _watch(probes: Any, sampler: Sampler, wishes: Wishes, tell: Tell, pcap: PcapFile | None) -> Pace:
+def _watch(probes: Any, tap: Tap, sampler: Sampler, wishes: Wishes, tell: Tell, pcap: PcapFile | None) -> Pace:
     """Poll until a bound is met; says how many events were told."""
     raw: list[bytes] = []
     probes["records"].open_ring_buffer(lambda _context, data, size: raw.append(ctypes.string_at(data, size)))
     epoch_ns = time.time_ns() - time.monotonic_ns()
     end_ns = time.monotonic_ns() + int(wishes.seconds * 1e9)
+    follow_ns = 0
     pace = Pace(wishes.rate)
-    while time.monotonic_ns() < end_ns:
-        probes.ring_buffer_poll(_POLL_MS)
-        taken, raw[:] = raw.copy(), []
-        for event in _events(sampler, taken):
+    while (now_ns := time.monotonic_ns()) < end_ns:
+        if now_ns >= follow_ns:
+            tap.follow()
+            follow_ns = now_ns + _FOLLOW_NS
+        for sample in tap.read(_POLL_MS):
+            sampler.receive(sample)
+        probes.ring_buffer_poll(0)
+        while raw:
+            sampler.receive(decode(raw.pop(0)))
+        for event in sampler.settle(time.monotonic_ns()):
             if not pace.allows(time.monotonic_ns()):
                 continue
             tell({"at_ns": epoch_ns + event.at_ns, **event.data})
@@ -156,19 +163,11 @@ class Pace:
         return True
 
 
-def _events(sampler: Sampler, taken: list[bytes]) -> Iterator[Event]:
-    for each in taken:
-        sampler.receive(decode(each))
-    yield from sampler.settle(time.monotonic_ns())
-
-
 def _start(config: FarmConfig, headers: str) -> dict[str, Any]:
     found = []
     for facts in interfaces.facts(config.interfaces or config.me.addresses[:1]):
         mode = "native" if xdp_presence(facts.ifindex).native else "generic"
-        found.append(
-            {"interface": facts.name, "mode": mode, "drops_sampled": mode == "generic" or facts.kind == "veth"}
-        )
+        found.append({"interface": facts.name, "mode": mode})
     return {"type": "start", "node": config.me.name, "interfaces": found, "headers": headers}
 
 
@@ -182,10 +181,14 @@ def _counters(daemon: Client) -> dict[tuple[str | None, str], int]:
 
 
 def _summary(
-    probes: Any, pace: Pace, before: Mapping[tuple[str | None, str], int], after: Mapping[tuple[str | None, str], int]
+    probes: Any,
+    tap: Tap,
+    pace: Pace,
+    before: Mapping[tuple[str | None, str], int],
+    after: Mapping[tuple[str | None, str], int],
 ) -> dict[str, Any]:
     """The last line: what was told, what the bounds held back, and what the filter itself counted meanwhile."""
-    held_back = [int(value.value) for value in probes["suppressed"].values()]
+    held_back = sum(int(value.value) for value in probes["suppressed"].values())
     counted = [
         {"rule": rule, "reason": reason, "packets": packets - before.get((rule, reason), 0)}
         for (rule, reason), packets in sorted(after.items(), key=lambda item: (item[0][0] or "", item[0][1]))
@@ -194,6 +197,6 @@ def _summary(
     return {
         "type": "summary",
         "events": pace.told,
-        "suppressed": {"frames": held_back[0], "kernel_events": held_back[1], "over_rate": pace.withheld},
+        "suppressed": {"frames": tap.suppressed, "kernel_events": held_back, "over_rate": pace.withheld},
         "counted": counted,
     }

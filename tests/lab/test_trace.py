@@ -220,8 +220,8 @@ def in_native_mode(farm: Farm, node: str) -> None:
     farm.wait(f"{node} is native", lambda: farm.status(node)["filter"][0]["mode"] == "native")
 
 
-def test_native_mode_on_veth(make_farm: MakeFarm) -> None:
-    """There the filter has an skb as well, so its drops show; and the trace tells why veth must not be native."""
+def test_drops_show_in_native_mode(make_farm: MakeFarm, tmp_path: Path) -> None:
+    """Each with its reason and its frame; and the trace tells why veth must not be native."""
     farm = make_farm(nodes=3, clients=1)
     owner = owner_of(farm)
     other = "node2" if owner == "node1" else "node1"
@@ -229,7 +229,7 @@ def test_native_mode_on_veth(make_farm: MakeFarm) -> None:
     assert farm.lab.exec("client1", known.split()).returncode == 0, "answers from XDP need more of a veth"
     in_native_mode(farm, owner)
     in_native_mode(farm, other)
-    with traces(farm, owner, other) as (here, there):
+    with traces(farm, owner, other, options=("--pcap", f"{tmp_path}/{{node}}.pcap")) as (here, there):
         code, _ = curl(farm, "client1", f"http://{VIP}/", "-m", "2")
         assert code != 0, "frames to the virtual MAC are lost before the stack"
 
@@ -241,6 +241,26 @@ def test_native_mode_on_veth(make_farm: MakeFarm) -> None:
     assert {(event["flags"], event["verdict"], event["reason"]) for event in there.of("verdict") if event["vport"]} == {
         ("SYN", "drop", "drop-not-owner")
     }
+    dropped = [event for event in there.of("verdict") if event["vport"]]
+    assert {(event["rule"], event["owner"]) for event in dropped} == {("web4-80", owner)}
+    assert len({event["bucket"] for event in dropped}) == 1
+    (summary,) = there.of("summary")
+    counted = {(each["rule"], each["reason"]): each["packets"] for each in summary["counted"]}
+    assert counted["web4-80", "drop-not-owner"] == len(dropped)
+    heads = [packet for packet in rdpcap(f"{tmp_path}/{other}.pcap") if packet.haslayer(TCP)]
+    assert [packet[TCP].flags for packet in heads] == ["S"] * len(dropped)
+
+
+def test_a_trace_follows_a_filter_that_is_replaced(calm_farm: Farm) -> None:
+    with traces(calm_farm, "node1") as (trace,):
+        curl(calm_farm, "client1", f"http://{VIP}/")
+        calm_farm.lab.api("node1").reload()
+        time.sleep(2)  # the new filter is in place within half a second, and the trace looks twice a second
+        calm_farm.wait("node1 serves", lambda: calm_farm.serves("node1"))
+        curl(calm_farm, "client2", f"http://{VIP}/")
+
+    clients = {event["client"] for event in trace.of("verdict") if event["flags"] == "SYN"}
+    assert len(clients) == 2
 
 
 def test_without_bcc_the_command_says_what_to_install(calm_farm: Farm, tmp_path: Path) -> None:

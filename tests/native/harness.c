@@ -13,6 +13,9 @@ static struct {
 	__u32 countings; // how often it asked for a counter
 	__u32 group;	 // whose planes it asked last,
 	__u32 bucket;	 // and for which bucket
+	struct farm_sample *reserved;
+	struct farm_sample told; // to whoever traces, as we do all the time
+	__u32 tellings;
 } running;
 
 // The filter's variables are those of the node that it runs on.
@@ -153,9 +156,46 @@ __u64 bpf_ktime_get_boot_ns(void)
 	return running.node->boot_ns;
 }
 
+__u64 bpf_ktime_get_ns(void)
+{
+	return running.node->boot_ns;
+}
+
+void *bpf_ringbuf_reserve(void *map, __u64 bytes, __u64 flags)
+{
+	require(map == &farm_samples && bytes == sizeof(struct farm_sample) && !flags, "samples go to their ring");
+	require(!running.reserved, "every sample is told or discarded");
+	running.reserved = new_block(bytes);
+	return running.reserved;
+}
+
+void bpf_ringbuf_submit(void *record, __u64 flags)
+{
+	require(record == running.reserved && !flags, "what is told was reserved");
+	REQUIRE_INITIALIZED(record, sizeof(running.told));
+	running.told = *running.reserved;
+	running.tellings++;
+	bpf_ringbuf_discard(record, 0);
+}
+
+void bpf_ringbuf_discard(void *record, __u64 flags)
+{
+	require(record == running.reserved && !flags, "what is discarded was reserved");
+	free(running.reserved);
+	running.reserved = NULL;
+}
+
 static size_t frame_bytes(const struct xdp_md *ctx)
 {
 	return ctx->data_end - ctx->data;
+}
+
+long bpf_xdp_load_bytes(struct xdp_md *ctx, __u32 offset, void *to, __u32 bytes)
+{
+	if (offset > frame_bytes(ctx) || bytes > frame_bytes(ctx) - offset)
+		return -1;
+	memcpy(to, (void *)(ctx->data + offset), bytes);
+	return 0;
 }
 
 // Puts a frame into a block of its own. What points into the old one is stale from here on, as it is in the kernel.
@@ -260,9 +300,25 @@ static __u32 run(int (*program)(struct xdp_md *), struct node *node, const struc
 	replace_frame(ctx, frame, request->bytes, request->bytes);
 	ctx->ingress_ifindex = request->ifindex;
 	running.group = running.bucket = NO_BUCKET;
+	farm_watch = (struct farm_watch){.open = 1, .verdicts = ~0U, .until_ns = ~0ULL, .frames_a_window = ~0ULL};
 	result = program(ctx);
 	require(!running.socket, "every socket is released");
+	require(!running.reserved, "every sample is told or discarded");
 	return result;
+}
+
+// Whoever traces is told what was done, and shown the frame as it left.
+static void check_sample(const struct xdp_md *ctx, const struct reply *reply)
+{
+	const struct farm_sample *told = &running.told;
+	size_t bytes = frame_bytes(ctx);
+
+	require(running.tellings == 1, "a packet is told once");
+	require(told->reason == reply->reason && told->rule == reply->rule && told->verdict == reply->verdict,
+		"what is told is what was done");
+	require(told->length == bytes && told->captured == (bytes < FARM_SAMPLE_HEAD ? bytes : FARM_SAMPLE_HEAD),
+		"a sample has the frame's length");
+	require(!memcmp(told->head, (void *)ctx->data, told->captured), "a sample shows the frame");
 }
 
 static void check_twin(struct node *node, const struct request *request, const __u8 *frame, const struct xdp_md *out,
@@ -275,10 +331,11 @@ static void check_twin(struct node *node, const struct request *request, const _
 	require(frame_bytes(&ctx) == frame_bytes(out) && !memcmp((void *)ctx.data, (void *)out->data, frame_bytes(out)),
 		"the twin changes the frame alike");
 	if (reply->reason == FARM_NOT_VIP) {
-		require(!running.countings, "what is not for a VIP is not counted");
+		require(!running.countings && !running.tellings, "what is not for a VIP is not counted");
 	} else {
 		require(running.countings == 1 && running.counted_rule == reply->rule, "a packet is counted once");
 		require(running.counts->packets[reply->reason] == 1, "a packet is counted under its reason");
+		check_sample(&ctx, reply);
 	}
 	free((void *)ctx.data);
 }
@@ -289,7 +346,7 @@ struct reply node_judge(struct node *node, const struct request *request, __u8 *
 	struct xdp_md ctx;
 	__u32 told = run(farm_explain, node, request, frame, &ctx);
 
-	require(!running.countings, "the twin counts nothing");
+	require(!running.countings && !running.tellings, "the twin counts and tells nothing");
 	reply.verdict = told & 0xff;
 	reply.reason = told >> 8 & 0xff;
 	reply.rule = told >> 16;

@@ -66,7 +66,7 @@ def test_veth_gets_generic_mode_and_says_why(rig: Rig) -> None:
 def test_pins_are_for_root_only(rig: Rig) -> None:
     assert rig.pin_dir.stat().st_mode & 0o077 == 0
     assert {path.name for path in rig.pin_dir.iterdir()} == {
-        *("active", "tables", "planes", "lease", "counters", "fragments"),
+        *("active", "tables", "planes", "lease", "counters", "fragments", "watch", "samples"),
         *("filter", "explain", "renew"),
         f"link-{rig.facts.ifindex}",
     }
@@ -210,6 +210,34 @@ def test_another_mode_by_order(fresh: Rig) -> None:
     made = fresh.attach(replace(fresh.config, attach_mode=AttachMode.NATIVE))
     assert made.attachments[0].reason == "farm.toml says so; the link of the last run goes on"
     made.close()
+
+
+def test_auto_after_an_order_does_not_leave_a_veth_native(fresh: Rig) -> None:
+    """There native mode loses every frame to the virtual MAC, so nobody but an order may have it."""
+    fresh.attach(replace(fresh.config, attach_mode=AttachMode.NATIVE)).close()
+
+    made = fresh.attach()
+    (one,) = made.attachments
+    assert (one.mode, one.reattached) == ("generic", False)
+    assert one.reason.endswith("frames to the virtual MAC would be lost; was native before")
+    assert fresh.run(xdp_presence, fresh.facts.ifindex).native == 0
+    made.close()
+    made = fresh.attach()
+    assert made.attachments[0].reattached
+    made.close()
+
+
+def test_auto_after_an_order_leaves_another_driver_as_it_is(rig: Rig) -> None:
+    """Both modes work there; a change would leave a moment without a filter."""
+    facts = extra(rig, "ordered0", kind="")
+    with second_farm(rig) as settings:
+        ordered = replace(settings, interfaces=("ordered0",), attach_mode=AttachMode.GENERIC)
+        rig.run(Filter.attach, ordered, KEY, [facts]).close()
+        made = rig.run(Filter.attach, replace(ordered, attach_mode=AttachMode.AUTO), KEY, [facts])
+        (one,) = made.attachments
+        assert (one.mode, one.reattached) == ("generic", True)
+        assert "farm.toml had asked for generic mode" in one.reason
+        made.close()
 
 
 def test_an_interface_that_is_no_longer_named_is_released(fresh: Rig) -> None:

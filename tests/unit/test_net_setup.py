@@ -16,7 +16,7 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from farmd.model import farmfile
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.net import interfaces, setup, sysctl
@@ -304,3 +304,29 @@ def _neighbour_state(where: Namespace, address: str) -> str:
             break
         time.sleep(0.01)
     return state
+
+
+def test_behind_a_balancer_vips_come_and_go_with_on_host(bench: Bench) -> None:
+    """First a farm with a filter; then a balancer that rewrites the VIPs; then one that keeps one of them."""
+    bench.apply()
+    external = replace(bench.config, delivery=Delivery.EXTERNAL, outside_vips=frozenset(bench.config.vips))
+    bench.host.run(setup.retire, external)
+    applied = bench.host.run(setup.apply, external, bench.facts)
+    assert applied.acceptance == {}
+    assert bench.addresses() == []
+    assert bench.config.virtual_mac.hex(":") not in bench.macs()
+
+    kept = replace(external, outside_vips=frozenset({ip_address("fd01::100")}))
+    bench.host.run(setup.apply, kept, bench.facts)
+    assert [one["local"] for one in bench.addresses()] == ["10.1.0.100"]
+    assert bench.host.run(sysctl.read, "ipv4/conf/eth0/arp_ignore") == 1
+    assert bench.config.virtual_mac.hex(":") not in bench.macs()
+
+
+def test_behind_a_balancer_a_vip_that_is_there_already_is_left_alone(bench: Bench) -> None:
+    external = replace(bench.config, delivery=Delivery.EXTERNAL)
+    bench.host.ip("address add 10.1.0.100/32 dev eth0")
+    bench.host.run(setup.apply, external, bench.facts)
+    assert [one["local"] for one in bench.addresses()] == ["fd01::100"]
+    bench.host.run(setup.remove, external)
+    assert "10.1.0.100" in bench.host.ip("address show eth0")

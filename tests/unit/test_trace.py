@@ -11,24 +11,24 @@ from typing import Any, cast
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6ND_NS, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet as Layers
 from scapy.packet import Raw
 from scapy.utils import rdpcap
 
 from farmd.client import Client
-from farmd.dataplane.filter import Probe
 from farmd.dataplane.reasons import Reason, Verdict
+from farmd.dataplane.tap import Sample
 from farmd.model.errors import DaemonUnreachable, FarmError
 from farmd.trace import program
 from farmd.trace.packets import Packet, read_frame, read_ip
 from farmd.trace.pcap import PcapFile
+from farmd.trace.places import Places
 from farmd.trace.program import HEAD_BYTES, Kind
 from farmd.trace.records import Form, Record, connection, decode
 from farmd.trace.sampler import SETTLED_NS, Event, Sampler
 from farmd.trace.tracer import Pace
-from farmd.trace.verdicts import Places
 from tests.unit import farms
 
 FARM = farms.config()
@@ -77,31 +77,33 @@ def test_a_frame_cut_anywhere_is_no_error(layers: Layers) -> None:
         read_ip(frame[14:size])
 
 
-def raw_record(kind: int, at_ns: int, sequence: int, head: bytes, form: Form, reason: int = 0) -> bytes:
-    return struct.pack(
-        f"=QQIIIIII{HEAD_BYTES}s", at_ns, sequence, kind, reason, len(head), len(head), form, 2, head[:HEAD_BYTES]
-    )
+def raw_record(kind: int, head: bytes, form: Form, reason: int = 0, at_ns: int = 0) -> bytes:
+    return struct.pack(f"=QIIII{HEAD_BYTES}s", at_ns, kind, reason, len(head), form, head[:HEAD_BYTES])
 
 
-def frame_record(layers: Layers, sequence: int, at_ns: int = 0, kind: Kind = Kind.FRAME) -> Record:
-    return decode(raw_record(kind, at_ns, sequence, bytes(ETHER / layers), Form.ETHERNET))
+def sample_of(
+    layers: Layers,
+    verdict: Verdict = Verdict.PASS,
+    reason: Reason = Reason.ACCEPT_OWN,
+    *,
+    rule: int = 1,
+    at_ns: int = 0,
+) -> Sample:
+    head = bytes(ETHER / layers)
+    return Sample(at_ns, verdict, reason, rule, len(head), 2, head)
 
 
 def tuple_record(kind: Kind, local: str, port: int, remote: str, remote_port: int) -> Record:
     head = b"".join(program.mapped(ip_address(text)) for text in (local, remote)) + struct.pack(
         "=HH", port, remote_port
     )
-    return decode(raw_record(kind, 0, 0, head, Form.TUPLE))
+    return decode(raw_record(kind, head, Form.TUPLE))
 
 
 def test_records_are_read() -> None:
-    record = frame_record(V4 / TCP(), 3, 55)
-    assert (record.kind, record.at_ns, record.sequence, record.ifindex) == (Kind.FRAME, 55, 3, 2)
-    assert record.head == bytes(ETHER / V4 / TCP())
-    long = decode(raw_record(Kind.FRAME, 0, 1, bytes(400), Form.ETHERNET))
-    assert (long.length, len(long.head)) == (400, HEAD_BYTES)
-    garbage = decode(raw_record(Kind.DROPPED, 1, 9, b"\xff" * 99, Form(0)))
-    assert (garbage.sequence, garbage.head, garbage.length) == (9, b"", 0), "only time and number are written"
+    record = decode(raw_record(Kind.STACK_DROP, bytes(V4 / TCP()), Form.IP, 3, 55))
+    assert (record.kind, record.at_ns, record.reason, record.head) == (Kind.STACK_DROP, 55, 3, bytes(V4 / TCP()))
+    assert len(decode(raw_record(Kind.STACK_DROP, bytes(400), Form.IP)).head) == HEAD_BYTES
     told = connection(tuple_record(Kind.RETRANSMIT, VIP, 80, CLIENT, 40000).head)
     assert told == packet(VIP, 80, CLIENT, 40000, "tcp", "")
     assert connection(tuple_record(Kind.RETRANSMIT, VIP6, 80, CLIENT6, 4).head).source == ip_address(VIP6)
@@ -122,31 +124,23 @@ class FakeDaemon:
         return SimpleNamespace(data={"bucket": 2210, "group": "default", "owner": "node2"})
 
 
-def sampler(
-    said: Probe | None, wanted: frozenset[Verdict] = frozenset(Verdict), daemon: FakeDaemon | None = None
-) -> Sampler:
+def sampler(daemon: FakeDaemon | None = None) -> Sampler:
     places = Places(FARM, cast(Client, daemon or FakeDaemon()), lambda: 0)
     names = {2: "SKB_DROP_REASON_NOT_SPECIFIED", 3: "SKB_DROP_REASON_NO_SOCKET", 1: "SKB_CONSUMED"}
-    return Sampler(FARM, lambda _head, _length, _ifindex: said, places, names, wanted)
+    return Sampler(FARM, places, names)
 
 
-ACCEPT = Probe(Verdict.PASS, b"", Reason.ACCEPT_OWN, 1)
-NOT_OWNER = Probe(Verdict.DROP, b"", Reason.DROP_NOT_OWNER, 1)
 SYN = V4 / TCP(sport=40000, dport=80, flags="S")
 
 
-def told(of: Sampler, *records: Record) -> list[dict[str, Any]]:
+def told(of: Sampler, *records: Record | Sample) -> list[dict[str, Any]]:
     for record in records:
         of.receive(record)
     return [event.data for event in of.settle(10 * SETTLED_NS)]
 
 
-def drop_of(sequence: int) -> Record:
-    return decode(raw_record(Kind.DROPPED, 1, sequence, b"", Form.NONE))
-
-
-def test_a_frame_that_was_not_dropped_passed() -> None:
-    (event,) = told(sampler(ACCEPT), frame_record(SYN, 1))
+def test_a_frame_that_passed() -> None:
+    (event,) = told(sampler(), sample_of(SYN))
 
     assert event == {
         "type": "verdict",
@@ -166,47 +160,34 @@ def test_a_frame_that_was_not_dropped_passed() -> None:
     }
 
 
-def test_a_drop_is_joined_to_its_frame_and_no_other() -> None:
-    of = sampler(NOT_OWNER)
-    events = told(of, frame_record(SYN, 1), frame_record(SYN, 2, 1), drop_of(1), drop_of(9))
+def test_a_drop_has_its_reason() -> None:
+    (event,) = told(sampler(), sample_of(SYN, Verdict.DROP, Reason.DROP_NO_RULE, rule=0))
 
-    assert [(event["verdict"], event["reason"]) for event in events] == [("drop", "drop-not-owner"), ("pass", None)]
-
-
-def test_where_twin_and_observation_differ_nobody_knows_the_reason() -> None:
-    (event,) = told(sampler(ACCEPT), frame_record(SYN, 1), drop_of(1))
-    assert (event["verdict"], event["reason"], event["rule"]) == ("drop", None, "web")
-    (event,) = told(sampler(None), frame_record(SYN, 1))
-    assert (event["verdict"], event["reason"]) == ("pass", None)
+    assert (event["verdict"], event["reason"], event["rule"], event["bucket"]) == ("drop", "drop-no-rule", None, None)
 
 
-def test_an_answer_of_the_filter_is_a_tx() -> None:
-    answered = Probe(Verdict.TX, b"", Reason.ARP_ANSWERED, 0)
-    (event,) = told(sampler(answered), frame_record(ARP(psrc=CLIENT, pdst=VIP), 1))
+@pytest.mark.parametrize(
+    ("layers", "client", "vip", "reason"),
+    [
+        (ARP(op=2, psrc=VIP, pdst=CLIENT), CLIENT, VIP, Reason.ARP_ANSWERED),
+        (IPv6(src=VIP6, dst=CLIENT6) / ICMPv6ND_NA(tgt=VIP6), CLIENT6, VIP6, Reason.ND_ANSWERED),
+    ],
+)
+def test_an_answer_of_the_filter_is_told_as_the_clients(layers: Layers, client: str, vip: str, reason: Reason) -> None:
+    (event,) = told(sampler(), sample_of(layers, Verdict.TX, reason, rule=0))
 
-    assert (event["verdict"], event["reason"], event["bucket"]) == ("tx", "arp-answered", 2210)
-
-
-def test_veth_tells_drops_at_once() -> None:
-    (event,) = told(sampler(NOT_OWNER), frame_record(SYN, 1, kind=Kind.DROPPED_FRAME))
-
-    assert (event["verdict"], event["reason"]) == ("drop", "drop-not-owner")
-
-
-def test_what_the_filter_does_not_care_for_is_left_out() -> None:
-    assert told(sampler(Probe(Verdict.PASS, b"", None)), frame_record(SYN, 1)) == []
-    assert told(sampler(ACCEPT), frame_record(Raw(b"x" * 60), 1)) == []
+    assert (event["verdict"], event["reason"]) == ("tx", reason.value)
+    assert (event["client"], event["vip"], event["bucket"]) == (client, vip, 2210)
 
 
-def test_only_the_verdicts_that_are_wanted() -> None:
-    only_drops = sampler(ACCEPT, frozenset((Verdict.DROP,)))
-    assert told(only_drops, frame_record(SYN, 1)) == []
+def test_a_frame_that_cannot_be_read_is_left_out() -> None:
+    assert told(sampler(), sample_of(Raw(b"x" * 60))) == []
 
 
 def test_events_come_in_the_order_of_their_times_and_not_too_early() -> None:
-    of = sampler(ACCEPT)
-    for sequence, at_ns in ((1, 30), (2, 10), (3, 20)):
-        of.receive(frame_record(SYN, sequence, at_ns))
+    of = sampler()
+    for at_ns in (30, 10, 20):
+        of.receive(sample_of(SYN, at_ns=at_ns))
 
     assert list(of.settle(SETTLED_NS)) == []
     assert [event.at_ns for event in of.settle(SETTLED_NS + 20)] == [10, 20]
@@ -215,7 +196,7 @@ def test_events_come_in_the_order_of_their_times_and_not_too_early() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.RESET_RECEIVED, Kind.RETRANSMIT, Kind.RESET_SENT])
 def test_kernel_events_name_the_client_whichever_side_told_them(kind: Kind) -> None:
-    (event,) = told(sampler(None), tuple_record(kind, VIP, 80, CLIENT, 40000))
+    (event,) = told(sampler(), tuple_record(kind, VIP, 80, CLIENT, 40000))
 
     assert (event["type"], event["client"], event["port"]) == (kind.name.lower().replace("_", "-"), CLIENT, 40000)
     assert (event["vip"], event["vport"], event["rule"], event["owner"]) == (VIP, 80, "web", "node2")
@@ -223,13 +204,13 @@ def test_kernel_events_name_the_client_whichever_side_told_them(kind: Kind) -> N
 
 def test_a_drop_in_the_stack_has_the_kernels_reason() -> None:
     head = bytes(V4 / TCP(sport=4, dport=80, flags="A"))
-    (event,) = told(sampler(None), decode(raw_record(Kind.STACK_DROP, 0, 0, head, Form.IP, reason=3)))
+    (event,) = told(sampler(), decode(raw_record(Kind.STACK_DROP, head, Form.IP, reason=3)))
     assert (event["type"], event["detail"], event["flags"]) == ("stack-drop", "no-socket", "ACK")
 
-    (event,) = told(sampler(None), decode(raw_record(Kind.STACK_DROP, 0, 0, head, Form.IP, reason=999)))
+    (event,) = told(sampler(), decode(raw_record(Kind.STACK_DROP, head, Form.IP, reason=999)))
     assert event["detail"] == "999"
-    assert told(sampler(None), decode(raw_record(Kind.STACK_DROP, 0, 0, head, Form.IP, reason=1))) == []
-    assert told(sampler(None), decode(raw_record(Kind.STACK_DROP, 0, 0, b"\x45", Form.IP, reason=3))) == []
+    assert told(sampler(), decode(raw_record(Kind.STACK_DROP, head, Form.IP, reason=1))) == []
+    assert told(sampler(), decode(raw_record(Kind.STACK_DROP, b"\x45", Form.IP, reason=3))) == []
 
 
 def test_owners_are_asked_for_once_a_second_and_by_what_the_rule_hashes() -> None:

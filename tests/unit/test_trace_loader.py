@@ -156,7 +156,7 @@ def test_a_broken_blob_is_an_error(blob: bytes) -> None:
 
 
 def test_a_kernel_that_hides_its_symbols_is_an_error() -> None:
-    scope = program.Scope(1, (), None, 100, 100)
+    scope = program.Scope(1, (), None, 100)
     with pytest.raises(KernelError, match="kptr_restrict"):
         program.source(Types(make_btf()), ["0000000000000000 T do_xdp_generic"], scope)
 
