@@ -82,7 +82,7 @@ static inline size_t take_string(struct reader *r, char *to, size_t room)
 // Room for `length` bytes that the caller writes; NULL without memory.
 static inline unsigned char *put_space(struct buffer *b, size_t length)
 {
-	if (b->used + length > b->room) {
+	if (!b->data || b->used + length > b->room) {
 		size_t room = (b->used + length) * 2 + 256;
 		unsigned char *larger = b->failed ? NULL : realloc(b->data, room);
 

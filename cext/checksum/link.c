@@ -16,6 +16,7 @@
 #define HEAD_SIZE     16u
 #define POLL_MS	      200
 #define PING_AFTER_NS 1000000000ull
+#define LAZY_BYTES    2048u
 
 uint64_t frame_check(uint64_t key, uint64_t number, uint8_t type, const void *a, size_t a_length, const void *b,
 		     size_t b_length)
@@ -31,6 +32,8 @@ uint64_t frame_check(uint64_t key, uint64_t number, uint8_t type, const void *a,
 // How many bytes of the payload are fields; what follows is data. So that both sides check the same two pieces.
 static size_t fields_of(uint8_t type, size_t length)
 {
+	if (type == FRAME_PROBE_DATA)
+		return 0;
 	return type == FRAME_BLOCKS && length > 12 ? 12 : length;
 }
 
@@ -96,18 +99,56 @@ static int write_all(struct link *link, struct iovec *parts, int count)
 	return 0;
 }
 
-static int send_locked(struct link *link, uint8_t type, const void *body, size_t used, const void *data, size_t length)
+static void make_head(struct link *link, unsigned char head[HEAD_SIZE], uint8_t type, const void *body, size_t used,
+		      const void *data, size_t length)
 {
-	unsigned char head[HEAD_SIZE] = {0};
 	uint32_t size = htole32((uint32_t)(used + length));
 	uint64_t check = htole64(frame_check(link->send_key, link->send_number++, type, body, used, data, length));
-	struct iovec parts[3] = {{head, HEAD_SIZE}, {(void *)(uintptr_t)body, used}, {(void *)(uintptr_t)data, length}};
 
+	memset(head, 0, HEAD_SIZE);
 	memcpy(head, &size, 4);
 	head[4] = type;
 	memcpy(head + 8, &check, 8);
+}
+
+static int send_locked(struct link *link, uint8_t type, const void *body, size_t used, const void *data, size_t length)
+{
+	unsigned char head[HEAD_SIZE];
+	struct iovec parts[4] = {{link->waiting.data, link->waiting.used},
+				 {head, HEAD_SIZE},
+				 {(void *)(uintptr_t)body, used},
+				 {(void *)(uintptr_t)data, length}};
+
+	make_head(link, head, type, body, used, data, length);
 	link->last_sent_ns = now_ns();
-	return write_all(link, parts, 3);
+	link->waiting.used = 0;
+	return parts[0].iov_len ? write_all(link, parts, 4) : write_all(link, parts + 1, 3);
+}
+
+int link_send_lazily(struct link *link, uint8_t type, const struct buffer *body)
+{
+	unsigned char head[HEAD_SIZE];
+	int result = 0;
+
+	if (body->failed)
+		return engine_fail(link->engine, ENOMEM, "out of memory");
+	if (engine_stopping(link->engine))
+		return -1;
+	pthread_mutex_lock(&link->lock);
+	make_head(link, head, type, body->data, body->used, NULL, 0);
+	put(&link->waiting, head, HEAD_SIZE);
+	put(&link->waiting, body->data, body->used);
+	if (link->waiting.failed) {
+		result = engine_fail(link->engine, ENOMEM, "out of memory");
+	} else if (link->waiting.used >= LAZY_BYTES) {
+		struct iovec part = {link->waiting.data, link->waiting.used};
+
+		link->last_sent_ns = now_ns();
+		link->waiting.used = 0;
+		result = write_all(link, &part, 1);
+	}
+	pthread_mutex_unlock(&link->lock);
+	return result;
 }
 
 int link_send_with(struct link *link, uint8_t type, const struct buffer *body, const void *data, size_t length)
@@ -300,18 +341,12 @@ static void say_failure(struct link *link)
 {
 	struct engine *e = link->engine;
 	struct buffer body = {0};
-	unsigned char whole[HEAD_SIZE + 600] = {0};
+	unsigned char whole[HEAD_SIZE + 600];
 
 	put_u32(&body, (uint32_t)e->error->code);
 	put_string(&body, e->error->text, strnlen(e->error->text, 390));
 	if (!body.failed) {
-		uint32_t size = htole32((uint32_t)body.used);
-		uint64_t check =
-		    htole64(frame_check(link->send_key, link->send_number, FRAME_FAIL, body.data, body.used, NULL, 0));
-
-		memcpy(whole, &size, 4);
-		whole[4] = FRAME_FAIL;
-		memcpy(whole + 8, &check, 8);
+		make_head(link, whole, FRAME_FAIL, body.data, body.used, NULL, 0);
 		memcpy(whole + HEAD_SIZE, body.data, body.used);
 		if (write(link->out, whole, HEAD_SIZE + body.used) < 0)
 			errno = 0;
@@ -336,6 +371,7 @@ void link_close(struct link *link)
 	if (link->in_flags >= 0)
 		fcntl(link->in, F_SETFL, link->in_flags);
 	free(link->data);
+	free(link->waiting.data);
 	pthread_cond_destroy(&link->closed);
 	pthread_mutex_destroy(&link->lock);
 	memset(link, 0, sizeof(*link));

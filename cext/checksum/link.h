@@ -46,6 +46,7 @@ struct link {
 	int in, out;
 	int in_flags, out_flags; // as the caller had them
 	pthread_mutex_t lock;	 // of what is sent
+	struct buffer waiting;	 // frames that may wait for company
 	uint64_t send_key, send_number, last_sent_ns;
 	uint64_t receive_key, receive_number, last_heard_ns;
 	unsigned char *data; // received, not yet taken
@@ -63,6 +64,8 @@ int link_open(struct link *link, struct engine *engine, int is_source, const str
 	      struct digest theirs[2]);
 void link_close(struct link *link);
 int link_send(struct link *link, uint8_t type, const struct buffer *body);
+// May wait for the next frames of its kind, or for any other: a system call and a wake-up cost more than a small frame.
+int link_send_lazily(struct link *link, uint8_t type, const struct buffer *body);
 int link_send_with(struct link *link, uint8_t type, const struct buffer *body, const void *data, size_t length);
 // Waits for the next frame; its body is good until the next call. -1: the run has failed.
 int link_receive(struct link *link, struct frame *frame);

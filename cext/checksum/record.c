@@ -224,7 +224,7 @@ int record_begin(struct record *record, const struct record_plan *plan, int is_s
 	int keeps = plan->id.low || plan->id.high; // a comparison only believes
 
 	clock_gettime(CLOCK_REALTIME_COARSE, &clock);
-	record->before_ns = is_source ? clock.tv_sec * 1000000000ll + clock.tv_nsec - SLACK_NS : INT64_MAX;
+	record->before_ns = clock.tv_sec * 1000000000ll + clock.tv_nsec - SLACK_NS;
 	if (is_source && keeps && syncfs(e->options->root_fd))
 		return engine_fail(e, errno, "the source's file system cannot be written back: %s", strerror(errno));
 	believe(record, plan);
@@ -331,6 +331,20 @@ void record_add(struct record *record, const struct buffer *tokens)
 	pthread_mutex_unlock(&record->lock);
 }
 
+int record_flush(struct record *record)
+{
+	if (record->fd < 0)
+		return 0;
+	pthread_mutex_lock(&record->lock);
+	flush_locked(record);
+	pthread_mutex_unlock(&record->lock);
+	if (record->engine->failed)
+		return -1;
+	return fdatasync(record->fd)
+		   ? engine_fail(record->engine, errno, "the record cannot be kept: %s", strerror(errno))
+		   : 0;
+}
+
 int record_commit(struct record *record)
 {
 	char from[PATH_ROOM], to[PATH_ROOM];
@@ -338,10 +352,7 @@ int record_commit(struct record *record)
 
 	if (record->fd < 0)
 		return 0;
-	flush_locked(record);
-	if (e->failed)
-		return -1;
-	if (path_of(record, ".partial", from) || path_of(record, "", to) || fsync(record->fd) || rename(from, to))
+	if (path_of(record, ".partial", from) || path_of(record, "", to) || rename(from, to))
 		return engine_fail(e, errno, "the record %s cannot be kept: %s", e->options->record_path,
 				   strerror(errno));
 	return 0;

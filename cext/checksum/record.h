@@ -10,7 +10,7 @@
 // - ctime moves with every write, truncate, chmod, chown, link, rename and setxattr, and no call sets it.
 // - Two changes within one tick of the clock can have one ctime (kernels before 6.13: 1 to 10 ms). The source records
 //   only what changed at least SLACK before the run began; the target, which is written by nobody else meanwhile,
-//   waits for SLACK before it ends.
+//   does the same, and waits for SLACK after its own changes.
 // - Stores through a shared mapping move ctime only when the page was clean before. The source therefore calls
 //   syncfs before it looks: that makes pages clean and write-protected, so that the next store moves ctime. Only file
 //   systems that do this are trusted, see TRUSTED: tmpfs, network and FUSE file systems are not.
@@ -48,7 +48,7 @@ struct record {
 	const struct record_set *believed; // one of them, or NULL
 	unsigned int run, believed_runs;
 	uint64_t mount_id, device;
-	int64_t before_ns; // only what changed before this is recorded; the target has no such limit
+	int64_t before_ns; // only what changed before this is recorded
 	int fd;		   // the partial record that is being written
 	pthread_mutex_t lock;
 	unsigned char pending[1 << 16];
@@ -73,7 +73,8 @@ struct digest record_folder(const struct record *record, const char *folder);
 int record_may(const struct record *record, const struct entry *entry);
 // Takes over `tokens`, one digest after the other.
 void record_add(struct record *record, const struct buffer *tokens);
-// Makes the partial record durable and the one that counts.
+// Makes the partial record durable; then the one that counts.
+int record_flush(struct record *record);
 int record_commit(struct record *record);
 
 #endif

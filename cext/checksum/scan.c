@@ -97,6 +97,14 @@ static struct digest entry_digest(const struct secret *secret, const struct entr
 {
 	const struct meta *m = &entry->meta;
 	struct digest xattrs = {0, 0};
+
+	// Both sides know that it is unchanged since it was equal, whatever it is.
+	if (found->kind == CONTENT_KNOWN) {
+		unsigned char known[NAME_ROOM + 8] = {CONTENT_KNOWN, (unsigned char)found->run};
+
+		memcpy(known + 8, entry->name, entry->name_length);
+		return digest_of(secret, known, 8 + entry->name_length);
+	}
 	uint64_t words[12 + NAME_ROOM / 8] = {
 	    (uint64_t)m->mode << 32 | m->uid,
 	    (uint64_t)m->gid << 32 | m->mtime_ns,
@@ -108,7 +116,7 @@ static struct digest entry_digest(const struct secret *secret, const struct entr
 	    found->digest.high,
 	};
 
-	if (found->kind != CONTENT_KNOWN && found->xattrs->used)
+	if (found->xattrs->used)
 		xattrs = xattrs_digest(secret, found->xattrs);
 	words[8] = xattrs.low;
 	words[9] = xattrs.high;

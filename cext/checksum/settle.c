@@ -33,6 +33,8 @@ void folder_done(struct target *target, struct folder *folder)
 
 	if (!folder->listed || folder->files)
 		return;
+	// What we have just written is younger than the run: the wait at its end makes up for that.
+	target->record.before_ns = INT64_MAX;
 	if (target->writes && !folder->unsettled && !e->failed &&
 	    scan_tokens(&scan, e->options->root_fd, &target->scratch) == 0)
 		record_add(&target->record, target->scratch.out);
@@ -207,7 +209,7 @@ static int create(struct target *target, struct listing *listing, const struct e
 
 // A further name of an inode that we have already. 1: done.
 static int settle_link(struct target *target, struct listing *listing, const struct entry_message *wanted,
-		       const struct entry *mine)
+		       const struct entry *mine, uint32_t finding)
 {
 	struct engine *e = &target->engine;
 	struct link_name *first = links_find(&target->links, wanted->inode);
@@ -217,7 +219,7 @@ static int settle_link(struct target *target, struct listing *listing, const str
 		return 0;
 	if (mine && mine->local.inode == first->target)
 		return 1;
-	engine_report(e, mine ? CHECKSUM_LINKS : CHECKSUM_MISSING, 0, listing->folder->path, wanted->name);
+	engine_report(e, mine ? CHECKSUM_LINKS : finding, 0, listing->folder->path, wanted->name);
 	if (!target->writes)
 		return 1;
 	if (mine && remove_entry(target, listing, mine))
@@ -289,26 +291,31 @@ static int settle(struct target *target, struct listing *listing, const struct e
 		listing->folder->unsettled = 1;
 		return 0;
 	}
+	if (S_ISDIR(wanted->meta.mode) && there && S_ISDIR(mine.meta.mode))
+		return 0;
+	uint32_t finding = CHECKSUM_MISSING;
+
 	if (there && (mine.meta.mode & S_IFMT) != (wanted->meta.mode & S_IFMT)) {
-		engine_report(e, CHECKSUM_TYPE, 0, listing->folder->path, wanted->name);
+		finding = CHECKSUM_TYPE;
+		there = 0;
 		if (target->writes && remove_entry(target, listing, &mine))
 			return -1;
-		return create(target, listing, wanted);
 	}
-	if (S_ISDIR(wanted->meta.mode) && there)
-		return 0;
 	if (wanted->links > 1 && !S_ISDIR(wanted->meta.mode))
-		linked = settle_link(target, listing, wanted, there ? &mine : NULL);
+		linked = settle_link(target, listing, wanted, there ? &mine : NULL, finding);
 	if (linked)
 		return linked < 0 ? -1 : 0;
 	if (there && is_shared(target, wanted, &mine)) {
-		engine_report(e, CHECKSUM_LINKS, 0, listing->folder->path, wanted->name);
-		if (target->writes)
-			return remove_entry(target, listing, &mine) ? -1 : create(target, listing, wanted);
+		finding = CHECKSUM_LINKS;
+		there = !target->writes; // a comparison looks at the contents as well
+		if (target->writes && remove_entry(target, listing, &mine))
+			return -1;
+		if (!target->writes)
+			engine_report(e, finding, 0, listing->folder->path, wanted->name);
 	}
 	if (there)
 		return settle_existing(target, listing, wanted, &mine);
-	engine_report(e, CHECKSUM_MISSING, 0, listing->folder->path, wanted->name);
+	engine_report(e, finding, 0, listing->folder->path, wanted->name);
 	return create(target, listing, wanted);
 }
 

@@ -53,7 +53,7 @@ static void send_folder(struct source *source, const char *folder, const struct 
 	put_u64(body, scan->names);
 	put_digest(body, scan->sum);
 	put_u8(body, scan->force ? FOLDER_FORCE : 0);
-	link_send(&source->link, FRAME_FOLDER, body);
+	link_send_lazily(&source->link, FRAME_FOLDER, body);
 }
 
 static void walk_push(struct source *source, char *folder)
@@ -309,7 +309,8 @@ static int converse(struct source *source)
 			break;
 		case FRAME_COMMIT:
 			source->engine.progress->phase = 3;
-			if (record_commit(&source->record) || link_send(&source->link, FRAME_COMMITTED, NULL))
+			if (record_flush(&source->record) || record_commit(&source->record) ||
+			    link_send(&source->link, FRAME_COMMITTED, NULL))
 				return -1;
 			break;
 		case FRAME_BYE:

@@ -177,6 +177,10 @@ class Run:
             yield Finding(Kind(kind), os.pread(fd, length, offset + _HEAD.size), code)
             offset += _HEAD.size + length
 
+    def close(self) -> None:
+        """Forget the findings."""
+        self._report.close()
+
     def _run(self, function: Any, in_fd: int, out_fd: int) -> Progress:
         options, ffi = self._options, self._ffi
         try:
@@ -276,11 +280,13 @@ def _run_target(options: Options, fd: int, show: bool) -> Outcome:
         watcher.start()
     try:
         progress = run.target(fd, fd)
+        found = tuple(run.findings())
     finally:
         done.set()
         if show:
             watcher.join()
-    return Outcome(options.mode, progress, tuple(run.findings()), time.monotonic() - since, options.probe_bytes)
+        run.close()
+    return Outcome(options.mode, progress, found, time.monotonic() - since, options.probe_bytes)
 
 
 def _address(text: str) -> tuple[str, int]:
