@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; peers that mean harm; libFuzzer."""
+"""The engine under three sanitizers; peers that mean harm; libFuzzer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,25 @@ from tests.checksum.trees import Maker, differences
 pytestmark = pytest.mark.root
 
 ATTACKS = (
-    "dotdot slash absolute nul twice odd-type huge-size two-selves xattr-length truncated folder-dotdot late-folder "
-    "unknown-frame beyond-the-part before-the-part unasked endless-zeros list-for-contents"
-).split()
+    "dotdot",
+    "slash",
+    "absolute",
+    "nul",
+    "twice",
+    "odd-type",
+    "huge-size",
+    "two-selves",
+    "xattr-length",
+    "truncated",
+    "folder-dotdot",
+    "late-folder",
+    "unknown-frame",
+    "beyond-the-part",
+    "before-the-part",
+    "unasked",
+    "endless-zeros",
+    "list-for-contents",
+)
 
 
 def end(program: Path, *words: object, fd: int) -> subprocess.Popen[str]:
