@@ -78,6 +78,7 @@ def test_random_trees_under_sanitizers(tmp_path: Path, sanitizers: str, seed: in
 def test_a_hostile_source_is_refused(tmp_path: Path, attack: str) -> None:
     target = tmp_path / "target"
     target.mkdir()
+    build("driver")  # before the peer starts to wait
     ours, theirs = socket.socketpair()
     with ours, theirs:
         evil = end(build("hostile"), theirs.fileno(), attack, fd=theirs.fileno())
@@ -92,6 +93,7 @@ def test_a_hostile_source_is_refused(tmp_path: Path, attack: str) -> None:
 def test_a_symlink_from_the_source_is_never_followed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
+    build("driver")  # before the peer starts to wait
     ours, theirs = socket.socketpair()
     with ours, theirs:
         evil = end(build("hostile"), theirs.fileno(), "through-symlink", fd=theirs.fileno())
