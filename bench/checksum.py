@@ -192,7 +192,8 @@ def duel(
             kept.append(run())
 
     def middle(values: list[Took], name: str) -> float:
-        return round(statistics.median(getattr(one, name) for one in values), 3)
+        value: float = statistics.median(getattr(one, name) for one in values)
+        return round(value, 3)
 
     found = {name: middle(first, name) for name in ("engine_s", "command_s", "cpu_s")}
     them = {"rsync_s": middle(second, "command_s"), "rsync_cpu_s": middle(second, "cpu_s")}
