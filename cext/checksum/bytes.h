@@ -97,6 +97,11 @@ static inline unsigned char *put_space(struct buffer *b, size_t length)
 	return b->data + b->used - length;
 }
 
+static inline struct reader read_buffer(const struct buffer *b)
+{
+	return b->used ? (struct reader){b->data, b->data + b->used, 0} : (struct reader){NULL, NULL, 0};
+}
+
 static inline void put(struct buffer *b, const void *data, size_t length)
 {
 	unsigned char *to = put_space(b, length);

@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include "scan.h"
 
-static int open_regular(int folder, const char *name)
+int scan_open(int folder, const char *name)
 {
 	int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
 	int fd = openat(folder, name, flags | O_NOATIME);
@@ -30,7 +30,7 @@ static int examine_regular(struct scan *scan, int folder, const struct entry *en
 			   struct examined *found)
 {
 	struct engine *e = scan->engine;
-	int fd = open_regular(folder, entry->name);
+	int fd = scan_open(folder, entry->name);
 	int result = 0;
 
 	if (fd < 0)

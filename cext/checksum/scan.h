@@ -34,6 +34,8 @@ struct examined {
 // vanished or changed its type meanwhile.
 int examine(struct scan *scan, int folder, const struct entry *entry, int all, struct scratch *scratch,
 	    struct examined *found);
+// Opens a file of the directory for reading, without moving its access time where that is allowed.
+int scan_open(int folder, const char *name);
 // The whole directory. 0, or -1 and errno.
 int scan_folder(struct scan *scan, int root, struct scratch *scratch);
 // Only the tokens, of a directory that has just been made equal.

@@ -141,7 +141,7 @@ static int data_same(struct target *target, struct listing *listing, const struc
 		return 1;
 	if (wanted->kind != CONTENT_HASH)
 		return 2;
-	int fd = openat(listing->fd, mine->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	int fd = scan_open(listing->fd, mine->name);
 
 	if (fd < 0)
 		return -1;

@@ -94,7 +94,7 @@ int xattrs_are_good(const unsigned char *data, size_t length)
 struct digest xattrs_digest(const struct secret *secret, const struct buffer *xattrs)
 {
 	struct digest sum = {0, 0};
-	struct reader r = {xattrs->data, xattrs->data + xattrs->used, 0};
+	struct reader r = read_buffer(xattrs);
 
 	while (xattrs->used && r.at < r.end && !r.bad) {
 		const unsigned char *from = r.at;
@@ -109,7 +109,7 @@ struct digest xattrs_digest(const struct secret *secret, const struct buffer *xa
 
 static int has_name(const struct buffer *xattrs, const char *wanted)
 {
-	struct reader r = {xattrs->data, xattrs->data + xattrs->used, 0};
+	struct reader r = read_buffer(xattrs);
 	char name[NAME_ROOM];
 
 	while (xattrs->used && r.at < r.end && !r.bad) {
@@ -123,7 +123,7 @@ static int has_name(const struct buffer *xattrs, const char *wanted)
 
 int xattrs_write(int fd, const struct buffer *wanted)
 {
-	struct reader r = {wanted->data, wanted->data + wanted->used, 0};
+	struct reader r = read_buffer(wanted);
 	char names[LIST_MAX], path[PROC_ROOM], name[NAME_ROOM];
 
 	proc_path(path, fd, NULL);

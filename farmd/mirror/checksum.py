@@ -140,10 +140,10 @@ class Run:
     """One end of one run: `source` or `target` blocks; the rest may be called from other threads meanwhile."""
 
     def __init__(self, options: Options) -> None:
-        from farmd import _checksum
+        from farmd._checksum import ffi, lib
 
         self._options = options
-        self._ffi, self._lib = _checksum.ffi, _checksum.lib
+        self._ffi, self._lib = ffi, lib
         self._progress = self._ffi.new("struct checksum_progress *")
         self._progress.rate_bytes_s = options.rate_bytes_s
         self._report = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (it lives as long as the run)
@@ -192,7 +192,7 @@ class Run:
         wanted = ffi.new("struct checksum_options *")
         wanted.root_fd, wanted.in_fd, wanted.out_fd, wanted.report_fd = root, in_fd, out_fd, self._report.fileno()
         wanted.record_path, wanted.mode = record, int(options.mode)
-        setattr(wanted, "pass", int(options.passes))  # noqa: B010 (a word of Python's own)
+        setattr(wanted, "pass", int(options.passes))  # a word of Python's own
         wanted.threads, wanted.timeout_ms = options.threads, int(options.timeout_s * 1000)
         wanted.resume, wanted.trust_restart = options.resume, options.trust_restart
         wanted.probe_bytes = options.probe_bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the engine with sanitizers, into `.build/checksum/`. `python -m tests.checksum.build 60` fuzzes for a minute."""
+"""Compiles the engine with sanitizers. `python -m tests.checksum.build 60` fuzzes for a minute."""
 
 from __future__ import annotations
 

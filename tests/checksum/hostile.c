@@ -137,6 +137,8 @@ static int converse(const char *attack)
 				entry("f", 1, S_IFREG | 0644, "", 3000000);
 				link_send(&channel, FRAME_ENTRIES, &body);
 			}
+		} else if (frame.type == FRAME_COMMIT) {
+			return 0; // it found nothing to refuse
 		} else if (frame.type == FRAME_SEGMENT) {
 			if (contents_attack(attack, &frame) == 4)
 				return 4;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever happens in the middle: it is said, the next run mends it, and nothing outside of the directory is touched."""
+"""Whatever happens in the middle: it is said, the next run mends it, and nothing outside is touched."""
 
 from __future__ import annotations
 

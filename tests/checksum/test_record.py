@@ -36,9 +36,11 @@ def pair(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         yield source, target
 
 
-def quick(pair: tuple[Path, Path], **options: bool) -> Outcome:
+def quick(pair: tuple[Path, Path], *, trust_restart: bool = False) -> Outcome:
     source, target = pair
-    return run(source, target, Options(target, passes=Pass.QUICK, **options), source.parent / "record")
+    return run(
+        source, target, Options(target, passes=Pass.QUICK, trust_restart=trust_restart), source.parent / "record"
+    )
 
 
 def test_what_is_known_is_not_read(pair: tuple[Path, Path]) -> None:
