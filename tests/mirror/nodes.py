@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes of a mirror as users have them: `farmctl mirror`, each in a network namespace of its own, joined by a cable.
+"""Two nodes of a mirror as users have them: `farmctl mirror`, each in a network namespace, joined by a cable.
 
-Both share this machine's disks and mounts: a killed node keeps its page cache, as after a crash of its processes. What a
-power loss takes is not seen here.
+Both share this machine's disks and mounts: a killed node keeps its page cache, as after a crash of its processes. What
+a power loss takes is not seen here.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ def _alive(pid: int) -> bool:
 
 
 class TwoNodes:
-    """A mirror `m` that is created and started on both nodes; nobody is primary yet."""
+    """A mirror `m` that is created and started on both nodes; nobody is primary yet. Both see the arbiter's file."""
 
-    def __init__(self, tag: str, *options: str, tls: bool = True) -> None:
-        self.tag, self._options, self._tls = tag, options, tls
+    def __init__(self, tag: str, *options: str, tls: bool = True, arbiter: str | None = None) -> None:
+        self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
         self.base = Path(tempfile.mkdtemp(prefix=f"mirrord-{tag}-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self.base.chmod(0o755)
         self.one, self.two = (MirrorNode(number, self.base, tag) for number in (1, 2))
@@ -166,10 +166,11 @@ class TwoNodes:
     def _create(self) -> None:
         identity: list[str] = []
         keys = self.base / "keys"
+        arbiter = self._arbiter or f"file:{self.base}/register"
         if self._tls:
             self.one.ctl("keygen", "--out", str(keys))
         for node, other in ((self.one, self.two), (self.two, self.one)):
-            place = ["--directory", str(node.data), "--node", str(node.number), *self._options]
+            place = ["--directory", str(node.data), "--node", str(node.number), "--arbiter", arbiter, *self._options]
             place += ["--listen", f"{node.address}:7800", "--peer", f"{other.address}:7800"]
             place += ["--keys", str(keys / f"node-{node.number}")] if self._tls else ["--no-tls"]
             made = node.ctl("create", *place, *identity)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +15,6 @@ from tests.mirror.trees import differences
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 MB = 1 << 20
-
-
-def _shared() -> tuple[str, str]:
-    """An arbiter's file that both nodes see; the witness of this machine."""
-    path = Path(os.environ.get("TMPDIR", "/var/tmp")) / f"mirrord-register-{os.getpid()}-{time.monotonic_ns()}"
-    return "--arbiter", f"file:{path}"
 
 
 def _begin(nodes: TwoNodes) -> None:
@@ -40,7 +33,7 @@ def _equal(nodes: TwoNodes) -> None:
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_the_main_path(tls: bool) -> None:
-    with TwoNodes("mmp", *_shared(), tls=tls) as nodes:
+    with TwoNodes("mmp", tls=tls) as nodes:
         one, two = nodes.nodes
         (one.data / "before").write_bytes(os.urandom(64 * MB))
         (two.data / "foreign").write_text("was here before the mirror")
@@ -95,8 +88,14 @@ def _write_forever(folder: Path, stop: threading.Event, done: list[int]) -> None
         done.append(number)
 
 
+def _goes_on(node: MirrorNode, done: list[int]) -> None:
+    """Until the application has written twenty times more."""
+    goal = len(done) + 20
+    node.wait("writing", lambda _: len(done) > goal)
+
+
 def test_failback_while_the_application_writes() -> None:
-    with TwoNodes("mfb", *_shared()) as nodes:
+    with TwoNodes("mfb") as nodes:
         one, two = nodes.nodes
         _begin(nodes)
         stop, done = threading.Event(), list[int]()
@@ -106,12 +105,10 @@ def test_failback_while_the_application_writes() -> None:
             for _ in range(3):
                 two.kill()
                 one.wait("alone", lambda status: status["gate"] == "alone")
-                count = len(done)
-                one.wait("writing", lambda _, count=count: len(done) > count + 20)
+                _goes_on(one, done)
                 two.ctl("start")
                 one.wait_in_sync()
-                count = len(done)
-                one.wait("writing", lambda _, count=count: len(done) > count + 20)
+                _goes_on(one, done)
         finally:
             stop.set()
             writer.join()
@@ -119,7 +116,7 @@ def test_failback_while_the_application_writes() -> None:
 
 
 def test_a_stale_copy_is_refused_and_a_split_is_shown_until_one_side_is_given_up() -> None:
-    with TwoNodes("mst", *_shared()) as nodes:
+    with TwoNodes("mst") as nodes:
         one, two = nodes.nodes
         _begin(nodes)
         one.kill()
@@ -130,14 +127,17 @@ def test_a_stale_copy_is_refused_and_a_split_is_shown_until_one_side_is_given_up
 
         one.ctl("start")
         text = one.refused("promote")
-        assert "stale" in text and "node 2" in text and "would be lost" in text
+        for part in ("stale", "node 2", "would be lost"):
+            assert part in text
         one.ctl("promote", "--accept", "stale")
         (one.data / "only-one").write_text("forced")
 
         two.ctl("start")
         two.wait("split", lambda status: bool(status["split"]))
         status = one.wait("split", lambda status: bool(status["split"]))
-        assert status["history"] and status["peer_history"] and not status["in_sync"]
+        assert status["history"]
+        assert status["peer_history"]
+        assert not status["in_sync"]
         assert "split brain" in two.refused("promote")
         assert (two.data / "only-two").exists(), "nothing is merged by itself"
 
@@ -149,7 +149,7 @@ def test_a_stale_copy_is_refused_and_a_split_is_shown_until_one_side_is_given_up
 
 
 def test_a_half_synced_copy_is_refused() -> None:
-    with TwoNodes("mhs", *_shared()) as nodes:
+    with TwoNodes("mhs") as nodes:
         one, two = nodes.nodes
         for number in range(4):
             (one.data / f"big{number}").write_bytes(os.urandom(48 * MB))
@@ -166,7 +166,7 @@ def test_a_half_synced_copy_is_refused() -> None:
 
 
 def test_a_cut_cable_leaves_one_primary_and_a_mended_one_makes_both_equal() -> None:
-    with TwoNodes("mcc", *_shared()) as nodes:
+    with TwoNodes("mcc") as nodes:
         one, two = nodes.nodes
         _begin(nodes)
         nodes.cut()
@@ -182,7 +182,7 @@ def test_a_cut_cable_leaves_one_primary_and_a_mended_one_makes_both_equal() -> N
 
 
 def test_verify_names_what_differs_and_resync_mends_it() -> None:
-    with TwoNodes("mvr", *_shared()) as nodes:
+    with TwoNodes("mvr") as nodes:
         one, two = nodes.nodes
         (one.data / "file").write_text("right")
         (one.data / "other").write_text("same")
@@ -198,19 +198,20 @@ def test_verify_names_what_differs_and_resync_mends_it() -> None:
 
 
 def test_a_directory_in_use_is_not_taken_away() -> None:
-    with TwoNodes("muse", *_shared()) as nodes:
+    with TwoNodes("muse") as nodes:
         one, _ = nodes.nodes
         _begin(nodes)
         with (one.data / "open").open("w") as file:
             text = one.refused("demote")
-            assert "in use by" in text and str(os.getpid()) in text
+            assert "in use by" in text
+            assert str(os.getpid()) in text
             file.write("still writable")
         one.ctl("demote")
         assert one.status()["role"] != "primary"
 
 
 def test_a_node_with_other_keys_is_refused() -> None:
-    with TwoNodes("mky", *_shared()) as nodes:
+    with TwoNodes("mky") as nodes:
         one, two = nodes.nodes
         two.ctl("stop")
         one.ctl("keygen", "--out", str(nodes.base / "others"))
@@ -228,7 +229,7 @@ def _primary(nodes: TwoNodes) -> MirrorNode:
 
 def test_killed_at_any_moment_a_node_comes_back() -> None:
     """Either node dies in turn, in the midst of a resync too; the other serves on, and in the end both are equal."""
-    with TwoNodes("mka", *_shared()) as nodes:
+    with TwoNodes("mka") as nodes:
         _begin(nodes)
         for number in range(4):
             primary = _primary(nodes)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mirror.nodes import MirrorNode, TwoNodes
-from tests.mirror.test_databases import _as_postgres, _postgres_programs
+from tests.mirror.test_databases import as_postgres, postgres_programs
 from tests.mirror.trees import differences
 
 pytestmark = [pytest.mark.root, pytest.mark.lab, pytest.mark.timeout(600)]
@@ -29,17 +29,17 @@ class Server:
 
     def __init__(self, node: MirrorNode, sockets: Path) -> None:
         self._data, self._sockets = node.data / "pg", sockets
-        self._programs = _postgres_programs()
+        self._programs = postgres_programs()
 
     def start(self) -> None:
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         options = f"-c listen_addresses= -c unix_socket_directories={self._sockets} -c shared_buffers=32MB"
         control = [self._programs / "pg_ctl", "-D", self._data, "-w", "-s", "-l", self._sockets / "log"]
-        _as_postgres(*control, "-o", options, "start")
+        as_postgres(*control, "-o", options, "start")
         self._pid = int((self._data / "postmaster.pid").read_text().split()[0])
 
     def ask(self, sql: str) -> str:
-        return _as_postgres(self._programs / "psql", "-h", self._sockets, "-At", "postgres", "-c", sql)
+        return as_postgres(self._programs / "psql", "-h", self._sockets, "-At", "postgres", "-c", sql)
 
     def client(self, number: int, log: Path) -> subprocess.Popen[bytes]:
         """Commits one row after the other and writes down each that the server has acknowledged."""
@@ -68,14 +68,13 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        _as_postgres(self._programs / "pg_ctl", "-D", self._data, "-w", "-s", "-m", "fast", "stop")
+        as_postgres(self._programs / "pg_ctl", "-D", self._data, "-w", "-s", "-m", "fast", "stop")
 
 
-def test_no_acknowledged_commit_is_lost(tmp_path: Path) -> None:
+def test_no_acknowledged_commit_is_lost() -> None:
     dice = random.Random(SEED)
-    register = f"file:/var/tmp/mirrord-pg-{os.getpid()}"
     total = 0
-    with TwoNodes("mpg", "--arbiter", register) as nodes:
+    with TwoNodes("mpg") as nodes:
         sockets = nodes.base / "sockets"
         sockets.mkdir()
         shutil.chown(sockets, "postgres", "postgres")
@@ -84,11 +83,11 @@ def test_no_acknowledged_commit_is_lost(tmp_path: Path) -> None:
         pg = nodes.one.data / "pg"
         pg.mkdir(mode=0o700)
         shutil.chown(pg, "postgres", "postgres")
-        _as_postgres(_postgres_programs() / "initdb", "-D", pg, "-A", "trust", "--no-instructions")
+        as_postgres(postgres_programs() / "initdb", "-D", pg, "-A", "trust", "--no-instructions")
         server = Server(nodes.one, sockets)
         server.start()
         server.ask("CREATE TABLE t (client int, n int)")
-        _as_postgres(_postgres_programs() / "pgbench", "-h", sockets, "postgres", "-i", "-q", "-s", "2")
+        as_postgres(postgres_programs() / "pgbench", "-h", sockets, "postgres", "-i", "-q", "-s", "2")
         primary, other = nodes.nodes
         for turn in range(KILLS):
             logs = [nodes.base / f"acknowledged-{turn}-{number}" for number in range(3)]
@@ -96,7 +95,7 @@ def test_no_acknowledged_commit_is_lost(tmp_path: Path) -> None:
             bench = subprocess.Popen(
                 [
                     *_AS,
-                    str(_postgres_programs() / "pgbench"),
+                    str(postgres_programs() / "pgbench"),
                     "-h",
                     str(sockets),
                     "-n",
@@ -127,8 +126,8 @@ def test_no_acknowledged_commit_is_lost(tmp_path: Path) -> None:
                 assert not lost, f"turn {turn} (seed {SEED}): {len(lost)} of {len(said)} acknowledged commits are lost"
                 assert said, "the client committed nothing: the test proves nothing"
                 total += len(said)
-            bench_again = _postgres_programs() / "pgbench"
-            _as_postgres(bench_again, "-h", sockets, "-n", "-c", "2", "-t", "50", "postgres")
+            bench_again = postgres_programs() / "pgbench"
+            as_postgres(bench_again, "-h", sockets, "-n", "-c", "2", "-t", "50", "postgres")
 
             primary.ctl("start")
             other.wait_in_sync()
@@ -144,4 +143,3 @@ def test_no_acknowledged_commit_is_lost(tmp_path: Path) -> None:
         server.stop()
         assert other.ctl("verify")["equal"]
         assert differences(nodes.one.data, nodes.two.data) == []
-    Path(register.removeprefix("file:")).unlink(missing_ok=True)
