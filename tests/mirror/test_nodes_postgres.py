@@ -20,6 +20,8 @@ from tests.mirror.trees import differences
 pytestmark = [pytest.mark.root, pytest.mark.lab, pytest.mark.timeout(600)]
 
 KILLS = int(os.environ.get("FARMD_MIRROR_KILLS", "4"))
+ACK = os.environ.get("FARMD_MIRROR_ACK", "strict")
+"""With `async` commits are lost, and this test must say so: the negative control."""
 SEED = int(os.environ.get("FARMD_MIRROR_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 _AS = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
 
@@ -74,7 +76,7 @@ class Server:
 def test_no_acknowledged_commit_is_lost() -> None:
     dice = random.Random(SEED)
     total = 0
-    with TwoNodes("mpg") as nodes:
+    with TwoNodes("mpg", "--ack", ACK) as nodes:
         sockets = nodes.base / "sockets"
         sockets.mkdir()
         shutil.chown(sockets, "postgres", "postgres")
