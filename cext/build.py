@@ -54,8 +54,8 @@ def build_binding(root: Path) -> Path:
     """Generate and compile the cffi module; it uses Python's stable ABI."""
     target = root / "farmd" / "dataplane" / "_libbpf.abi3.so"
     cdef, glue = root / "cext" / "libbpf.cdef", root / "cext" / "libbpf.c"
-    abi, siphash = root / "ebpf" / "farm_abi.h", root / "ebpf" / "siphash.h"
-    if _is_fresh(target, [cdef, glue, abi, siphash, Path(__file__)]):
+    abi, *hashing = (root / "ebpf" / name for name in ("farm_abi.h", "siphash.h", "hashkey.h"))
+    if _is_fresh(target, [cdef, glue, abi, *hashing, Path(__file__)]):
         return target
     compiler, includes = _python_compiler()
     if not Path("/usr/include/bpf/libbpf.h").exists():

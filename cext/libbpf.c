@@ -17,7 +17,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include "farm_abi.h"
-#include "siphash.h"
+#include "hashkey.h"
 
 // libbpf tells what went wrong only by printing. We keep the end of it, where the cause stands.
 static char log_text[65536];

@@ -7,6 +7,7 @@
 #include "table.h"
 #include "lease.h"
 #include "sockets.h"
+#include "forward.h"
 #include "neighbour.h"
 #include "trace.h"
 
@@ -17,6 +18,8 @@
 //   following, report accept    accept if a socket claims it     accept if a socket claims it     drop
 //   datagram          accept    accept                           drop                             drop
 //   orphan            accept    drop                             drop                             drop
+//
+// In directed delivery what is dropped for being another node's is sent on to that node instead.
 static __always_inline enum farm_reason decide(struct xdp_md *ctx, __u8 state, const struct packet *p)
 {
 	struct packet copy;
@@ -46,7 +49,7 @@ static __always_inline enum farm_reason decide(struct xdp_md *ctx, __u8 state, c
 
 static __always_inline __u32 pack(struct farm_outcome result)
 {
-	return result.reason | result.rule << 16;
+	return result.reason | (__u32)result.rule << 16;
 }
 
 static __always_inline int is_icmp(const struct packet *p)
@@ -59,7 +62,25 @@ static __always_inline int is_opening(const struct tcphdr *tcp)
 	return (tcp_flags(tcp) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
-// Finds the rule, the bucket and its state, and decides.
+// Decides by the state of the bucket. In directed delivery, what is not ours goes to whom it belongs, also when our
+// lease is over: that makes nobody serve who may not, and neighbours may still send everything to us.
+static __always_inline struct farm_outcome place_packet(struct xdp_md *ctx, const struct farm_table *t,
+							const struct packet *p, __u32 group, __u32 bucket, __u32 rule)
+{
+	__u8 state = bucket_state(group, bucket);
+	struct farm_outcome result = outcome(FARM_DROP_LEASE_OVER, 0);
+
+	if (!p->closed)
+		result = outcome(decide(ctx, state & ~FARM_SEND_ON, p), rule);
+	if (!(state & FARM_SEND_ON) || result.reason < FARM_FIRST_DROP || result.reason == FARM_DROP_FRAGMENT_UNKNOWN)
+		return result;
+	result = find_taker(ctx, t, group, bucket, state, p->segment, result);
+	if (result.reason < FARM_FIRST_DROP)
+		result.rule = rule;
+	return result;
+}
+
+// Finds the rule and the bucket, and decides.
 static __always_inline struct farm_outcome judge_packet(struct xdp_md *ctx, const struct farm_table *t,
 							const struct packet *p)
 {
@@ -74,7 +95,7 @@ static __always_inline struct farm_outcome judge_packet(struct xdp_md *ctx, cons
 		if (!t->accept_without_rule)
 			return outcome(FARM_DROP_NO_RULE, 0);
 	}
-	return outcome(decide(ctx, bucket_state(rule->group, bucket_of(t, p, rule->affinity)), p), rule->number);
+	return place_packet(ctx, t, p, rule->group, bucket_of(t, p, rule->affinity), rule->number);
 }
 
 static __always_inline enum farm_reason read_tcp(struct cursor *c, struct packet *p)
@@ -192,7 +213,8 @@ static __always_inline enum farm_reason read_ipv4(const struct farm_table *t, st
 	p->vip = find_ipv4_vip(t, ip->daddr);
 	if (!p->vip)
 		return FARM_NOT_VIP;
-	if (lease_over())
+	p->closed = lease_over();
+	if (p->closed && !t->directed)
 		return FARM_DROP_LEASE_OVER;
 	p->client = address_of_ipv4(ip->saddr);
 	return parse_ipv4(c, ip, p);
@@ -221,7 +243,8 @@ static __always_inline enum farm_reason read_ipv6(struct xdp_md *ctx, const stru
 	}
 	if (!p->vip)
 		return FARM_NOT_VIP;
-	if (lease_over())
+	p->closed = lease_over();
+	if (p->closed && !t->directed)
 		return FARM_DROP_LEASE_OVER;
 	p->client = address_of_ipv6(&ip->saddr);
 	return parse_ipv6(ctx, c, ip, p);
@@ -256,14 +279,16 @@ __noinline __u32 farm_judge_ip(struct xdp_md *ctx)
 		// RFC 8200, 4.5: later fragments of IPv6 may tell another protocol than the first.
 		datagram = (struct farm_fragment){p.client, p.fragment_id, p.vip, p.ipv6 ? 0 : p.protocol};
 		first = fragment == LATER_FRAGMENT ? bpf_map_lookup_elem(&farm_fragments, &datagram) : NULL;
+		if (first && p.closed && first->reason < FARM_FIRST_ANSWER)
+			return pack(outcome(FARM_DROP_LEASE_OVER, 0));
 		if (first)
-			return pack(*first);
+			return pack(forward(ctx, t, *first));
 	}
 	fault = read_transport(ctx, &c, &p);
 	result = fault == FARM_UNDECIDED ? judge_packet(ctx, t, &p) : outcome(fault, 0);
 	if (fragment == FIRST_FRAGMENT)
 		bpf_map_update_elem(&farm_fragments, &datagram, &result, BPF_ANY);
-	return pack(result);
+	return pack(forward(ctx, t, result));
 }
 
 static __always_inline enum xdp_action verdict_of(enum farm_reason reason)
@@ -295,7 +320,7 @@ enum entry {
 // Ends a run. Inlined wherever the reason is known, so that nothing of it has to be carried around.
 static __always_inline int end(struct xdp_md *ctx, enum entry entry, enum farm_reason reason, __u32 rule)
 {
-	if (reason >= FARM_FIRST_ACCEPT && reason < FARM_FIRST_DROP && !address_frame(ctx, reason)) {
+	if (reason >= FARM_FIRST_ACCEPT && reason < FARM_FIRST_SENT && !address_frame(ctx, reason)) {
 		reason = FARM_DROP_NO_INTERFACE;
 		rule = 0;
 	}
@@ -316,6 +341,17 @@ enum lane {
 	REASONS_MASK = FARM_REASONS - 1,
 };
 
+static __always_inline int end_sent(struct xdp_md *ctx, enum entry entry, const struct farm_rule *rule, __u32 bucket,
+				    enum segment segment)
+{
+	const struct farm_table *t = active_table();
+	struct farm_outcome result = outcome(FARM_DROP_NOT_OWNER, rule->number);
+
+	result = find_taker(ctx, t, rule->group, bucket, FARM_SEND_ON, segment, result);
+	result = forward(ctx, t, result);
+	return end(ctx, entry, result.reason, result.rule);
+}
+
 static __always_inline int end_plain(struct xdp_md *ctx, enum entry entry, const struct farm_rule *rule, __u32 bucket,
 				     const struct tcphdr *tcp, __u8 protocol)
 {
@@ -325,6 +361,9 @@ static __always_inline int end_plain(struct xdp_md *ctx, enum entry entry, const
 		return end(ctx, entry, FARM_DROP_NOT_OWNER, rule->number);
 	if (state == FARM_OWN)
 		return end(ctx, entry, FARM_ACCEPT_OWN, rule->number);
+	if (likely(state == FARM_SEND_ON))
+		return end_sent(ctx, entry, rule, bucket,
+				protocol == IPPROTO_UDP || is_opening(tcp) ? OPENING : FOLLOWING);
 	if (state & FARM_OWN && (protocol == IPPROTO_UDP || is_opening(tcp)))
 		return end(ctx, entry, FARM_ACCEPT_FRESH_NEW, rule->number);
 	return LONG_WAY;
@@ -353,7 +392,7 @@ static __always_inline int judge_plain_ipv4(struct xdp_md *ctx, enum entry entry
 	if (!vip)
 		return end(ctx, entry, FARM_NOT_VIP, 0);
 	if (unlikely(lease_over()))
-		return end(ctx, entry, FARM_DROP_LEASE_OVER, 0);
+		return t->directed ? LONG_WAY : end(ctx, entry, FARM_DROP_LEASE_OVER, 0);
 	kind = load_32(&ip->frag_off) & bpf_htonl(PLAIN_KIND);
 	if (likely(kind == bpf_htonl(IPPROTO_TCP)))
 		least = sizeof(*ip) + sizeof(*tcp);
@@ -394,7 +433,7 @@ static __always_inline int judge_plain_ipv6(struct xdp_md *ctx, enum entry entry
 	if (!vip)
 		return end(ctx, entry, FARM_NOT_VIP, 0);
 	if (unlikely(lease_over()))
-		return end(ctx, entry, FARM_DROP_LEASE_OVER, 0);
+		return t->directed ? LONG_WAY : end(ctx, entry, FARM_DROP_LEASE_OVER, 0);
 	if (likely(ip->nexthdr == IPPROTO_TCP))
 		least = sizeof(*tcp);
 	else if (likely(ip->nexthdr == IPPROTO_UDP))

@@ -14,6 +14,9 @@ enum farm_limit {
 	FARM_VIPS = 256,
 	FARM_RULES = 1000,
 	FARM_INTERFACES = 8,
+	FARM_NODES = 64,       // node numbers are below it
+	FARM_NOBODY = 255,     // in place of a node's number
+	FARM_HOPS = 8,	       // how often a frame may be sent on from node to node
 	FARM_GENERATIONS = 2,  // of the table: one is read while the other is written
 	FARM_FRAGMENTS = 8192, // datagrams whose first fragment we remember
 	FARM_REASONS = 32,
@@ -44,6 +47,9 @@ enum farm_state {
 	FARM_OWN = 1,	// ours: accept
 	FARM_HELD = 2,	// moved away, its connections may still live here
 	FARM_FRESH = 4, // ours, but a live node still has connections of it; only together with FARM_OWN
+	// Delivery `directed` only, beside the others or alone, in every bucket that is not just FARM_OWN: what is not
+	// accepted here is sent on to the node that struct farm_routes names.
+	FARM_SEND_ON = 8,
 };
 
 // What of a packet is hashed.
@@ -54,7 +60,8 @@ enum farm_affinity {
 	FARM_PACKET_ID,	     // the client's address and the packet's identification; IPv4 only
 };
 
-// Why a frame met its fate. The order tells the verdict: not ours, accepted (pass), answered (sent back), dropped.
+// Why a frame met its fate. The order tells the verdict: not ours, accepted (pass), answered or sent on (out by the
+// interface that it came in by), dropped.
 enum farm_reason {
 	FARM_NOT_VIP,		  // not for a VIP: passed untouched, not counted
 	FARM_ACCEPT_OWN,	  // a bucket of ours
@@ -64,8 +71,11 @@ enum farm_reason {
 	FARM_ACCEPT_COOKIE,	  // a bucket in transition: the ACK returns a SYN cookie of ours
 	FARM_ARP_ANSWERED,	  // an ARP request for a VIP, from a bucket of ours
 	FARM_ND_ANSWERED,	  // a Neighbour Solicitation for a VIP, from a bucket of ours
+	FARM_SENT_TO_OWNER,	  // directed: a bucket of another node, to which the frame was sent on
+	FARM_SENT_TO_PREVIOUS,	  // directed: to the next node that had the bucket before and may have the connection
 	FARM_ARP_NOT_OWNER,	  // ... from a bucket of another node
 	FARM_ND_NOT_OWNER,
+	FARM_ARP_ANNOUNCED,	    // directed: another node of the farm announces a VIP, after a takeover
 	FARM_ARP_CLAIM,		    // somebody else announces a VIP as its own
 	FARM_DROP_LEASE_OVER,	    // this node may not serve: its lease is over
 	FARM_DROP_NO_RULE,	    // no rule names this protocol and port
@@ -79,9 +89,12 @@ enum farm_reason {
 	FARM_DROP_MALFORMED,	    // shorter than its headers say, or contradicting itself
 	FARM_DROP_NO_INTERFACE,	    // came in on an interface that the tables do not know
 	FARM_DROP_NO_ROOM,	    // the frame cannot be made long enough for the answer
+	FARM_DROP_HOP_LIMIT,	    // directed: sent on too often already, so the nodes disagree
+	FARM_DROP_MAC_UNKNOWN,	    // directed: the node that it belongs to has not told its MAC address yet
 	FARM_UNDECIDED,		    // inside the filter only: go on. Also the number of reasons
 	FARM_FIRST_ACCEPT = FARM_ACCEPT_OWN,
 	FARM_FIRST_ANSWER = FARM_ARP_ANSWERED,
+	FARM_FIRST_SENT = FARM_SENT_TO_OWNER,
 	FARM_FIRST_DROP = FARM_ARP_NOT_OWNER,
 };
 
@@ -121,7 +134,7 @@ struct farm_service {
 struct farm_interface {
 	__u32 ifindex; // 0: free
 	__u8 mac[6];
-	__u8 unused[2];
+	__u8 announced[6]; // where ARP and ND answers say that VIPs are: the virtual MAC, or (directed) its own
 };
 
 // What siphash.h makes of the farm's key: SipHash's state, as far into the first round as it gets without a message,
@@ -137,7 +150,9 @@ struct farm_table {
 	struct farm_hash hash;
 	__u64 ipv4_seed;
 	__u64 ipv6_seed;
-	__u8 virtual_mac[6];
+	__u32 marker; // the first 4 bytes of the source address of frames that were sent on, as they lie in memory
+	__u8 node;    // our number
+	__u8 directed;
 	__u8 accept_without_rule;
 	__u8 unused;
 	struct farm_interface interfaces[FARM_INTERFACES];
@@ -158,13 +173,25 @@ struct farm_planes {
 	__u8 state[FARM_BUCKETS]; // bits of enum farm_state
 };
 
+// Delivery `directed`: which node takes what this one does not.
+struct farm_routes {
+	__u8 owner[FARM_BUCKETS]; // FARM_NOBODY: there is none
+	__u8 next[FARM_BUCKETS];  // whom to ask after us for a connection that lives where the bucket was before
+};
+
+// MAC addresses of the nodes, by our interface: in the first 6 bytes of a word, so that each is read whole. 0: unknown.
+struct farm_macs {
+	__u64 mac[FARM_INTERFACES][FARM_NODES];
+};
+
 struct farm_counts {
 	__u64 packets[FARM_REASONS]; // by enum farm_reason
 };
 
-// A reason and the rule that it is counted under (0: none).
+// A reason, the node that the frame is sent on to, and the rule that it is counted under (0: none).
 struct farm_outcome {
-	__u16 reason; // enum farm_reason
+	__u8 reason; // enum farm_reason
+	__u8 node;
 	__u16 rule;
 };
 

@@ -8,7 +8,7 @@
 #include <bpf/bpf_helpers.h>
 #include "farm_abi.h"
 
-// The first four are variables, each in a section and so in a map of its own: their addresses are known when the filter
+// The first six are variables, each in a section and so in a map of its own: their addresses are known when the filter
 // is loaded. That saves the look-up, and user space maps their memory. What the filter reads of them may change at any
 // time, so it reads every value once.
 
@@ -20,6 +20,10 @@ struct farm_table farm_generations[FARM_GENERATIONS] SEC(".data.farm_tables");
 
 // The state of every bucket, by group. Written by the engine; a byte a bucket, so any order of copying is right.
 struct farm_planes farm_groups[FARM_GROUPS] SEC(".data.farm_planes");
+
+// Delivery `directed`: where frames are sent on to, and by which MAC address. Written by the engine; else unused.
+struct farm_routes farm_targets[FARM_GROUPS] SEC(".data.farm_routes");
+struct farm_macs farm_neighbours SEC(".data.farm_macs");
 
 // The first jiffy at which this node may serve no more; 0: closed. Written by the lease program for the engine.
 __u64 farm_deadline SEC(".data.farm_lease");

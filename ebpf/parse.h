@@ -101,6 +101,7 @@ struct packet {
 	__u8 segment;  // enum segment
 	__u8 protocol;
 	__u8 ipv6;
+	__u8 closed; // the lease is over: the packet can only be sent on
 };
 
 static __always_inline struct cursor cursor_at(struct xdp_md *ctx, __u64 offset)

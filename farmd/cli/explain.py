@@ -170,6 +170,7 @@ def render(data: Explanation, node: str, style: Style) -> str:
     else:
         agreed = style("as the view says", "green") if proof["agrees"] else style("NOT what the view says", "red")
         reason = f" ({proof['reason']})" if proof["reason"] else ""
+        reason += f", on to {proof['sent_to']}" if proof["sent_to"] else ""
         lines.append(_line("proof", f"the program loaded on {proof['node']} says {proof['verdict']}{reason}: {agreed}"))
     return "\n".join(lines)
 

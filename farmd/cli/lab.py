@@ -10,7 +10,7 @@ import typer
 
 from farmd.cli.output import envelope, note, say, say_json, table
 from farmd.cli.session import Session, verb
-from farmd.model.config import Delivery, Profile
+from farmd.model.config import AttachMode, Delivery, Profile
 from farmd.model.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def up(
     delivery: Annotated[
         Delivery, typer.Option("--delivery", help="How packets reach the nodes; external adds HAProxy in front")
     ] = Delivery.FLOOD,
+    attach_mode: Annotated[
+        AttachMode, typer.Option("--attach-mode", help="native: with --delivery directed only")
+    ] = AttachMode.AUTO,
 ) -> None:
     """Build the lab, or complete it. Safe to repeat.
 
@@ -75,6 +78,7 @@ def up(
         profile=profile,
         timing=timing,
         delivery=delivery,
+        attach_mode=attach_mode,
     )
     Lab(plan).up(note)
     if session.json:

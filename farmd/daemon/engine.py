@@ -15,10 +15,12 @@ import secrets
 import signal
 import socket
 import sys
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from farmd.daemon.clock import boot_ns, suspended_ns
+from farmd.daemon.directed import Directed
 from farmd.daemon.engineserver import EngineServer
 from farmd.daemon.fingerprint import fingerprint
 from farmd.daemon.keyfile import read_key_file
@@ -27,18 +29,22 @@ from farmd.daemon.realtime import go_realtime
 from farmd.daemon.report import EngineReport, PeerReport, encode_report
 from farmd.daemon.servicewatch import ServiceWatch, service_interfaces
 from farmd.daemon.transport import Transport
-from farmd.membership.commands import Command, Halt, Happened, Send, WriteLease, WritePlanes
+from farmd.membership.commands import Announce, Command, Halt, Happened, Send, WriteLease, WritePlanes, WriteRoutes
 from farmd.membership.core import Node
 from farmd.membership.keys import KeyRing
+from farmd.membership.messages import Macs, Message
 from farmd.membership.requests import Drain, Leave, Ready, Request, SetWeight
 from farmd.membership.settings import Settings
 from farmd.membership.wire import Channel, DropReason, Opened
 from farmd.model import farmfile
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import FarmError
 from farmd.model.nodes import BootId, NodeId, Role
 from farmd.model.planes import CLOSED, Planes
 from farmd.model.view import NO_BALLOT, weights_table
+
+if TYPE_CHECKING:
+    from farmd.dataplane.routes import RouteControl
 
 _BATCH = 64
 """Datagrams taken from one socket before the loop looks at its timers again."""
@@ -59,7 +65,15 @@ class Kernel(Protocol):
 class Engine:
     """Executes the core's commands and feeds it what happens."""
 
-    def __init__(self, config: FarmConfig, ring: KeyRing, kernel: Kernel | None, transport: Transport) -> None:
+    def __init__(
+        self,
+        config: FarmConfig,
+        ring: KeyRing,
+        kernel: Kernel | None,
+        transport: Transport,
+        routes: RouteControl | None = None,
+    ) -> None:
+        """`kernel` is None on a witness, `routes` unless the farm is directed."""
         now = boot_ns()
         self._config = config
         self._fingerprint = fingerprint(config, ring)
@@ -74,7 +88,11 @@ class Engine:
         self._alive_ns = now
         self._suspended_ns = suspended_ns()
         self._timer: asyncio.TimerHandle | None = None
-        self._service = ServiceWatch(service_interfaces(config), transport.sockets, config.timing, now)
+        names = service_interfaces(config)
+        self._service = ServiceWatch(names, transport.sockets, config.timing, now)
+        self._directed = None
+        if routes is not None:
+            self._directed = Directed(config, routes, names, transport.sockets[0], self._send, self._has_lease)
         self._usable = True
         self._stop = asyncio.Event()
         self._warnings: tuple[str, ...] = ()
@@ -85,6 +103,8 @@ class Engine:
     async def run(self) -> None:
         """Serve until the core halts."""
         loop = asyncio.get_running_loop()
+        if self._directed is not None:
+            self._directed.forget_routes()
         self._close_filter()
         await self._server.start()
         for own in self._transport.sockets:
@@ -95,9 +115,13 @@ class Engine:
         for warning in self._warnings:
             log(self._config.me.name, "engine.slow", warning)
         self._wake()
+        if self._directed is not None:
+            self._directed.start()
         try:
             await self._stop.wait()
         finally:
+            if self._directed is not None:
+                self._directed.stop()
             self._close_filter()
             await self._server.close()
             self._transport.close()
@@ -119,7 +143,10 @@ class Engine:
             opened = self._channel.open(datagram, now)
             if isinstance(opened, Opened) or opened.reason is DropReason.DUPLICATE:
                 self._service.heard(now, self._transport.sockets.index(own))
-            if isinstance(opened, Opened):
+            if isinstance(opened, Opened) and isinstance(opened.message, Macs):
+                if self._directed is not None:
+                    self._directed.learn(opened.sender, opened.message)
+            elif isinstance(opened, Opened):
                 self._execute(self._node.receive(now, opened.sender, opened.message))
             elif opened.reply is not None:
                 self._transport.reply(own, source, opened.reply)
@@ -154,14 +181,23 @@ class Engine:
                     self._write_planes(planes)
                 case WriteLease(deadline_ns):
                     self._write_lease(deadline_ns)
+                case WriteRoutes():
+                    if self._directed is not None:
+                        self._directed.write(command)
+                case Announce():
+                    if self._directed is not None:
+                        self._directed.announce()
                 case Send(to, message):
-                    self._transport.send(self._channel.seal(message), to)
+                    self._send(message, to)
                 case Happened(event):
                     log(self._config.me.name, event.type, event.text)
                     self._server.publish({"type": event.type, "text": event.text, "data": dict(event.data)})
                 case Halt():
                     self._stop.set()
         self._arm()
+
+    def _send(self, message: Message, to: NodeId | None) -> None:
+        self._transport.send(self._channel.seal(message), to)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -181,6 +217,9 @@ class Engine:
         if self._kernel is not None:
             self._kernel.renew(deadline_ns)
         self._deadline_ns = deadline_ns
+
+    def _has_lease(self) -> bool:
+        return self._deadline_ns > boot_ns()
 
     def _close_filter(self) -> None:
         """Rule 7, and our last act: accept nothing. The lease first, as it closes everything at once."""
@@ -208,6 +247,9 @@ class Engine:
                 pass  # Buckets have moved since the daemon looked; it looks again.
             case "gateway":
                 self._execute(self._node.gateway(now, arguments["reachable"]))
+            case "service":
+                if self._directed is not None:
+                    self._directed.configure([ip_address(vip) for vip in arguments["vips"]], arguments["interfaces"])
             case _:
                 raise FarmError("the membership engine", f"it does not know {what!r}", "Restart farmd on this node")
         return {}
@@ -254,6 +296,7 @@ def _settings(config: FarmConfig) -> Settings:
         profile=config.profile,
         drain_deadline_ns=int(config.drain_deadline_s * 1e9),
         names={member.id: member.name for member in config.members},
+        directed=config.delivery is Delivery.DIRECTED,
     )
 
 
@@ -279,12 +322,17 @@ def main() -> None:
     try:
         config = farmfile.load(arguments.config)
         ring = read_key_file(config.key_file)
-        kernel = None
+        kernel = routes = None
         if config.filters:
             from farmd.dataplane.planes import KernelPlanes
 
-            kernel = KernelPlanes.open(config.pin_dir)
-        asyncio.run(Engine(config, ring, kernel, Transport(config)).run())
+            directed = config.delivery is Delivery.DIRECTED
+            kernel = KernelPlanes.open(config.pin_dir, directed=directed)
+            if directed:
+                from farmd.dataplane.routes import KernelRoutes
+
+                routes = KernelRoutes.open(config.pin_dir)
+        asyncio.run(Engine(config, ring, kernel, Transport(config), routes).run())
     except FarmError as error:
         log("engine", "engine.failed", str(error))
         sys.exit(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from farmd.daemon.probeframe import Flow, probe_frames
 from farmd.daemon.report import EngineReport
 from farmd.dataplane.filter import Probe
-from farmd.dataplane.reasons import Verdict
+from farmd.dataplane.reasons import Reason, Verdict
 from farmd.model.answers import Explanation, PlanesData, ProofData
 from farmd.model.buckets import BUCKETS
 from farmd.model.config import Delivery, FarmConfig
@@ -97,7 +97,9 @@ def explain(
         owner=None if owner is None else _name(config, owner),
         why=_LOST if case.lost else _why(config, report, case.group, owner),
         planes=bits,
-        proof=None if probe is None else _prove(config, case, probe, bits, report.deadline_ns > now_ns),
+        proof=None
+        if probe is None
+        else _prove(config, case, probe, bits, owner, lease_valid=report.deadline_ns > now_ns),
     )
 
 
@@ -205,16 +207,35 @@ def _why(config: FarmConfig, report: EngineReport, group: int, owner: NodeId | N
 
 
 def _prove(
-    config: FarmConfig, case: _Case, probe: Callable[[bytes], Probe], bits: PlanesData, lease_valid: bool
+    config: FarmConfig,
+    case: _Case,
+    probe: Callable[[bytes], Probe],
+    bits: PlanesData,
+    owner: NodeId | None,
+    *,
+    lease_valid: bool,
 ) -> ProofData:
     frames = probe_frames(config.virtual_mac, case.flow, case.packet, case.identification)
     seen = [probe(frame) for frame in frames][-1]
+    expected = _expected(case, bits, lease_valid)
+    if config.delivery is Delivery.DIRECTED and not case.lost:
+        expected = _sent_on(expected, bits, foreign=owner not in (None, config.me.id))
     return ProofData(
         node=config.me.name,
         verdict=seen.verdict,
         reason=seen.reason,
-        agrees=seen.verdict in _expected(case, bits, lease_valid),
+        sent_to=_name(config, owner) if owner is not None and seen.reason is Reason.SENT_TO_OWNER else None,
+        agrees=seen.verdict in expected,
     )
+
+
+def _sent_on(expected: tuple[Verdict, ...], bits: PlanesData, *, foreign: bool) -> tuple[Verdict, ...]:
+    """The same in delivery `directed`, where what others drop goes on to the owner, or in transition to a holder."""
+    if Verdict.DROP not in expected:
+        return expected
+    if bits["fresh"] or bits["held"]:
+        return (*expected, Verdict.TX)
+    return (Verdict.TX,) if foreign else expected
 
 
 def _expected(case: _Case, bits: PlanesData, lease_valid: bool) -> tuple[Verdict, ...]:

@@ -14,6 +14,7 @@ def fingerprint(config: FarmConfig, ring: KeyRing) -> str:
     parts: tuple[object, ...] = (
         config.farm,
         config.profile,
+        config.delivery is Delivery.DIRECTED,
         config.timing,
         config.port,
         config.me,

@@ -18,7 +18,7 @@ from typing import Any
 
 from farmd.daemon.enginelink import EngineLink
 from farmd.daemon.report import EngineReport
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import DaemonUnreachable, FarmError, PeerError
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -126,6 +126,9 @@ class EngineSupervisor:
         try:
             report = await link.report()
             if report.fingerprint == self._fingerprint and not self._maps_are_new:
+                if self._config.delivery is Delivery.DIRECTED:
+                    vips = [str(vip) for vip in self._config.vips]
+                    await link.ask("service", vips=vips, interfaces=self._config.interfaces)
                 return True
             reason = "the filter's maps are new" if self._maps_are_new else "it runs with another configuration"
             # The next engine opens the maps of now.

@@ -15,7 +15,7 @@ from farmd.dataplane._libbpf import ffi, lib
 from farmd.dataplane.kernel import Loaded, Map, declared_maps, load
 from farmd.dataplane.links import Attachment
 from farmd.dataplane.reasons import REASONS, VERDICTS, Reason, Verdict
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 
@@ -137,7 +137,8 @@ class Filter:
         program = self._loaded.programs["farm_filter"]
         found = []
         for facts in interfaces:
-            made = links.attach(program, facts, config.attach_mode, self._pin_dir)
+            directed = config.delivery is Delivery.DIRECTED
+            made = links.attach(program, facts, config.attach_mode, self._pin_dir, directed=directed)
             if made.reattached and why_fresh:
                 reason = f"{made.reason}; {why_fresh}"
                 made = Attachment(made.interface, made.ifindex, made.mode, reason, made.reattached)

@@ -15,6 +15,7 @@ from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 
 _VETH = "veth fixes a frame's type before native XDP runs, so frames to the virtual MAC would be lost"
+_VETH_DIRECTED = "veth loses what native XDP sends on unless its other end has XDP or GRO on"
 _ORDERED = "farm.toml says so"
 _FLAGS = {AttachMode.NATIVE: int(lib.XDP_FLAGS_DRV_MODE), AttachMode.GENERIC: int(lib.XDP_FLAGS_SKB_MODE)}
 
@@ -39,25 +40,31 @@ def link_pin(pin_dir: Path, ifindex: int) -> Path:
     return pin_dir / f"link-{ifindex}"
 
 
-def attach(program: Program, facts: InterfaceFacts, wanted: AttachMode, pin_dir: Path) -> Attachment:
-    """Put `program` on an interface: through its pinned link if there is one, else through a new one."""
+def attach(
+    program: Program, facts: InterfaceFacts, wanted: AttachMode, pin_dir: Path, *, directed: bool = False
+) -> Attachment:
+    """Put `program` on an interface: through its pinned link if there is one, else through a new one.
+
+    `directed`: it sends frames on (delivery `directed`), which is one more thing that a driver must be able to do.
+    """
+    veth = _VETH_DIRECTED if directed else _VETH
     pin = link_pin(pin_dir, facts.ifindex)
     changed = ""
     try:
         link = Link.get(pin)
     except FileNotFoundError:
-        return _attach_anew(program, facts, wanted, pin, changed)
+        return _attach_anew(program, facts, wanted, pin, changed, veth)
     with link:
         if link.target()[1] == facts.ifindex:
             mode = _present_mode(facts)
             if _is_good(facts, wanted, mode):
                 link.update(program)
-                reason = f"{_why(facts, wanted, mode)}; the link of the last run goes on"
+                reason = f"{_why(facts, wanted, mode, veth)}; the link of the last run goes on"
                 return Attachment(facts.name, facts.ifindex, mode, reason, True)
             link.detach()
             changed = f"; was {mode} before"
         pin.unlink()
-    return _attach_anew(program, facts, wanted, pin, changed)
+    return _attach_anew(program, facts, wanted, pin, changed, veth)
 
 
 def _is_good(facts: InterfaceFacts, wanted: AttachMode, mode: AttachMode) -> bool:
@@ -89,12 +96,14 @@ def _present_mode(facts: InterfaceFacts) -> AttachMode:
     return AttachMode.NATIVE if xdp_presence(facts.ifindex).native else AttachMode.GENERIC
 
 
-def _attach_anew(program: Program, facts: InterfaceFacts, wanted: AttachMode, pin: Path, note: str) -> Attachment:
+def _attach_anew(
+    program: Program, facts: InterfaceFacts, wanted: AttachMode, pin: Path, note: str, veth: str
+) -> Attachment:
     if number := xdp_presence(facts.ifindex).any:
         raise _foreign(facts, number)
     if wanted is AttachMode.AUTO and facts.kind == "veth":
         mode = AttachMode.GENERIC
-        link, reason = _create(program, facts, mode), _VETH
+        link, reason = _create(program, facts, mode), veth
     elif wanted is AttachMode.AUTO:
         link, mode, reason = _create_best(program, facts)
     else:
@@ -118,14 +127,14 @@ def _driver(facts: InterfaceFacts) -> str:
     return facts.driver or facts.kind or "the driver"
 
 
-def _why(facts: InterfaceFacts, wanted: AttachMode, mode: AttachMode) -> str:
+def _why(facts: InterfaceFacts, wanted: AttachMode, mode: AttachMode, veth: str) -> str:
     """Why a link of the last run has its mode, as far as one can tell without trying again."""
     if wanted is not AttachMode.AUTO:
         return _ORDERED
     if mode is AttachMode.NATIVE:
         return f"{_driver(facts)} supports it"
     if facts.kind == "veth":
-        return _VETH
+        return veth
     return f"{_driver(facts)} had refused native XDP, or farm.toml had asked for generic mode"
 
 

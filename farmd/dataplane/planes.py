@@ -17,6 +17,8 @@ CLOCK_MONOTONIC_COARSE = 6
 """Linux's clock that advances once a tick, so its resolution is a tick's length; Python's `time` does not name it."""
 
 _OWN, _HELD, _FRESH = int(lib.FARM_OWN), int(lib.FARM_HELD), int(lib.FARM_FRESH)
+_SEND_ON = int(lib.FARM_SEND_ON)
+_DIRECTED = bytes(state if state == _OWN else state | _SEND_ON for state in range(256))
 
 
 class FilterControl(Protocol):
@@ -38,17 +40,21 @@ class FilterControl(Protocol):
 class KernelPlanes:
     """The filter that is loaded in the kernel."""
 
-    def __init__(self, planes: Map, renew: Program) -> None:
+    def __init__(self, planes: Map, renew: Program, *, directed: bool = False) -> None:
         self._memory = planes.memory()
         planes.close()
         self._renew = renew
+        self._directed = directed
         self._tick_ns = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
 
     @classmethod
-    def open(cls, pin_dir: Path) -> Self:
-        """Open the filter that `Filter.attach` pinned. Raises KernelError if there is none."""
+    def open(cls, pin_dir: Path, *, directed: bool = False) -> Self:
+        """Open the filter that `Filter.attach` pinned; `directed`: it sends on what is not its node's.
+
+        Raises KernelError if there is none.
+        """
         try:
-            return cls(Map.get(pin_dir / "planes"), Program.get(pin_dir / "renew"))
+            return cls(Map.get(pin_dir / "planes"), Program.get(pin_dir / "renew"), directed=directed)
         except FileNotFoundError as error:
             raise KernelError(
                 str(pin_dir), "no filter is pinned here", "Start farmd first: it loads the filter"
@@ -56,7 +62,8 @@ class KernelPlanes:
 
     def write(self, group: int, planes: Planes) -> None:
         """See `FilterControl`."""
-        self._memory[_place(group)] = encode(planes)
+        states = encode(planes)
+        self._memory[_place(group)] = states.translate(_DIRECTED) if self._directed else states
 
     def read(self, group: int) -> Planes:
         """See `FilterControl`."""

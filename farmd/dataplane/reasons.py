@@ -13,7 +13,7 @@ class Verdict(StrEnum):
     """On to this node's stack."""
     DROP = "drop"
     TX = "tx"
-    """Sent back where it came from, as an answer."""
+    """Out by the interface that it came in by: back as an answer, or on to the node whose it is."""
     ABORTED = "aborted"
     """The program failed; never seen unless it is broken."""
 
@@ -33,9 +33,15 @@ class Reason(StrEnum):
     """A bucket in transition: the ACK returns a SYN cookie of ours."""
     ARP_ANSWERED = "arp-answered"
     ND_ANSWERED = "nd-answered"
+    SENT_TO_OWNER = "sent-to-owner"
+    """Directed: a bucket of another node, to which the frame was sent on."""
+    SENT_TO_PREVIOUS = "sent-to-previous"
+    """Directed: sent on to the next node that had the bucket before and may have the connection."""
     ARP_NOT_OWNER = "arp-not-owner"
     """Asked for a VIP by a client whose bucket another node owns: that node answers."""
     ND_NOT_OWNER = "nd-not-owner"
+    ARP_ANNOUNCED = "arp-announced"
+    """Directed: another node of the farm announces a VIP after a takeover. Dropped."""
     ARP_CLAIM = "arp-claim"
     """Somebody else announces a VIP as its own: an address conflict. Dropped."""
     DROP_LEASE_OVER = "drop-lease-over"
@@ -58,13 +64,17 @@ class Reason(StrEnum):
     """Came in on an interface that the filter's table does not name."""
     DROP_NO_ROOM = "drop-no-room"
     """The frame could not be made long enough for the answer."""
+    DROP_HOP_LIMIT = "drop-hop-limit"
+    """Directed: sent on too often already, so the nodes disagree; passes once they agree again."""
+    DROP_MAC_UNKNOWN = "drop-mac-unknown"
+    """Directed: the node that it belongs to has not told its MAC address yet."""
 
 
 def verdict_of(reason: Reason) -> Verdict:
     """What the filter does for this reason."""
     if reason.startswith("accept-"):
         return Verdict.PASS
-    return Verdict.TX if reason.endswith("-answered") else Verdict.DROP
+    return Verdict.TX if reason.startswith("sent-") or reason.endswith("-answered") else Verdict.DROP
 
 
 REASONS: tuple[Reason | None, ...] = (None, *Reason)

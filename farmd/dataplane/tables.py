@@ -11,10 +11,11 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from farmd.dataplane._libbpf import ffi, lib
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.rules import Address, Affinity, Protocol, Rule, RuleBook
 
@@ -51,6 +52,14 @@ def service_of(vip: int, protocol: Protocol) -> int:
     return (vip - 1) << 1 | (protocol is Protocol.UDP)
 
 
+def marker(farm: str) -> bytes:
+    """How the source addresses begin of frames that nodes of a directed farm send on: unicast, locally administered.
+
+    A sender's number and a count of hops follow: see `ebpf/forward.h`.
+    """
+    return b"\x06\xfa" + sha256(farm.encode()).digest()[:2]
+
+
 def place(keys: Iterable[Any], home: Callable[[int, Any], int]) -> tuple[int, dict[int, Any]]:
     """A seed under which every key finds a slot within the bound, and the key of each slot that is taken.
 
@@ -85,11 +94,14 @@ def encode(config: FarmConfig, hash_key: bytes, interfaces: Sequence[InterfaceFa
         raise ValueError("the hash key has 16 bytes and the virtual MAC 6")
     table = ffi.new("struct farm_table *")
     lib.farm_prepare_hash(ffi.from_buffer("uint64_t[2]", hash_key), ffi.addressof(table, "hash"))
-    ffi.memmove(table.virtual_mac, config.virtual_mac, 6)
+    table.directed = directed = config.delivery is Delivery.DIRECTED
+    table.marker = int.from_bytes(marker(config.farm), "little")
+    table.node = config.me.id
     table.accept_without_rule = not config.drop_without_rule
     for entry, facts in zip(table.interfaces, interfaces, strict=False):
         entry.ifindex = facts.ifindex
         ffi.memmove(entry.mac, facts.mac, 6)
+        ffi.memmove(entry.announced, facts.mac if directed else config.virtual_mac, 6)
     numbers = {vip: number for number, vip in enumerate(config.vips, 1)}
     _fill_vips(table, numbers)
     _fill_rules(table, numbers, config.rules)

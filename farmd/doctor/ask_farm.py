@@ -8,13 +8,14 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from farmd.client import Client
 from farmd.doctor import wire
 from farmd.doctor.facts import KeyFacts, PeerFacts, PortFacts, PortHolder, VipFacts
 from farmd.membership.keys import KeyRing
-from farmd.model.config import FarmConfig, Member
+from farmd.model.config import Delivery, FarmConfig, Member
 from farmd.model.errors import ConfigError, FarmError, KernelError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.rules import Address
@@ -30,10 +31,21 @@ def vips(config: FarmConfig, links: Sequence[InterfaceFacts]) -> list[VipFacts]:
     places = linkstate.addresses()
     claims: dict[Address, set[bytes]] = {vip: set() for vip in config.vips}
     own = [address for address in config.me.addresses if address.version == 6]
+    farm = {config.virtual_mac}
     for link in links:
+        if config.delivery is Delivery.DIRECTED:
+            farm |= _macs_of_members(config, link, own)
         for vip, macs in wire.claims(config.vips, link, own[0] if own else None).items():
-            claims[vip] |= macs - {config.virtual_mac, link.mac}
+            claims[vip] |= macs - {*farm, link.mac}
     return [VipFacts(vip, places.get(vip, ()), tuple(sorted(claims[vip]))) for vip in config.vips]
+
+
+def _macs_of_members(config: FarmConfig, link: InterfaceFacts, own: Sequence[Address]) -> set[bytes]:
+    """Where the other members are on `link`: in delivery `directed` they rightly announce VIPs there."""
+    others = [address for member in config.members if member.id != config.me.id for address in member.addresses]
+    source = own[0] if own else None
+    found = wire.claims(others, link, source if isinstance(source, IPv6Address) else None)
+    return set().union(*found.values())
 
 
 def ports(config: FarmConfig) -> list[PortFacts]:

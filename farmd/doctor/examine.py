@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from farmd.doctor import ask_farm, ask_health, ask_host, ask_link, farm, flood, flood_wire, host, link, outside
 from farmd.doctor.facts import VipFacts
-from farmd.doctor.finding import Finding, of_error
+from farmd.doctor.finding import Finding, of_error, ok
 from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import FarmError, Refused
 from farmd.model.interfaces import InterfaceFacts
@@ -41,6 +41,9 @@ def flooding(config: FarmConfig, seconds: float) -> Iterator[Finding]:
     if config.delivery is Delivery.EXTERNAL:
         step = "Nothing to do: no switch has to flood for it"
         raise Refused("flooding test", "with delivery external a load balancer outside decides", step)
+    if config.delivery is Delivery.DIRECTED:
+        yield ok("flooding", 'delivery "directed" needs no flooding')
+        return
     links, trouble = _interfaces(config)
     yield from trouble
     for each in links:
@@ -62,7 +65,7 @@ def _data_path(config: FarmConfig) -> Iterator[Finding]:
         if facts is not None:
             attached = attached or facts.ours is not None
             ipv4 = any(vip.version == 4 for vip in config.vips)
-            yield from link.judge(facts, config.attach_mode, config.virtual_mac, ipv4)
+            yield from link.judge(facts, config.attach_mode, config.virtual_mac, ipv4, config.delivery)
     yield from _guarded("vip-place", lambda: _vips(config, links, attached))
 
 

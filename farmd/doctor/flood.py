@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from farmd.doctor.finding import Finding, fail, ok, warn
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 
 ETHERTYPE = 0x88B5
 BROADCAST = b"\xff" * 6
 _FRAME = struct.Struct("!6s6sH4sIBBQQ")
 _MAGIC = b"fdr1"
 _SHORTEST = 60
+_MULTICAST_FIX = (
+    "Let the switch bring the group address to every node's port: no blocking of unknown multicast there, or a static "
+    "entry for it; on a Linux bridge `bridge link set dev PORT mcast_flood on`"
+)
 _FIX = (
     "Let the switch flood unknown unicast to every node's port: no unknown-unicast blocking or storm control there; on "
     "a Linux bridge `bridge link set dev PORT flood on`; in a hypervisor promiscuous mode and forged transmits"
@@ -90,12 +94,13 @@ class Tally:
 
 def judge(config: FarmConfig, interface: str, tally: Tally) -> Iterator[Finding]:
     """One finding for each other node."""
+    fix = _MULTICAST_FIX if config.delivery is Delivery.MULTICAST else _FIX
     for member in config.nodes:
         if member.id != config.me.id:
-            yield _judge_peer(interface, member.name, member.id, tally)
+            yield _judge_peer(interface, member.name, member.id, tally, fix)
 
 
-def _judge_peer(interface: str, name: str, number: int, tally: Tally) -> Finding:
+def _judge_peer(interface: str, name: str, number: int, tally: Tally, fix: str) -> Finding:
     def among(who: dict[Kind, int], kind: Kind) -> bool:
         return bool(who[kind] >> number & 1)
 
@@ -106,9 +111,9 @@ def _judge_peer(interface: str, name: str, number: int, tally: Tally) -> Finding
             f"Run `farmctl doctor --flood-test` on {name} at the same time",
         )
     if not among(tally.heard, Kind.VIRTUAL):
-        return fail("flooding", f"{interface}: broadcasts of {name} arrive, its frames to the virtual MAC do not", _FIX)
+        return fail("flooding", f"{interface}: broadcasts of {name} arrive, its frames to the virtual MAC do not", fix)
     if among(tally.heard_me, Kind.BROADCAST) and not among(tally.heard_me, Kind.VIRTUAL):
-        return fail("flooding", f"{interface}: {name} gets our broadcasts, but not our frames to the virtual MAC", _FIX)
+        return fail("flooding", f"{interface}: {name} gets our broadcasts, but not our frames to the virtual MAC", fix)
     if not among(tally.heard_me, Kind.VIRTUAL):
         return warn(
             "flooding",

@@ -14,8 +14,8 @@ from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 
 _EVERY_S = 0.2
-_SOL_PACKET, _ADD_MEMBERSHIP, _UNICAST = 263, 1, 3
-"""PACKET_ADD_MEMBERSHIP with PACKET_MR_UNICAST: the NIC takes one more address while the socket is open."""
+_SOL_PACKET, _ADD_MEMBERSHIP, _MULTICAST, _UNICAST = 263, 1, 0, 3
+"""PACKET_ADD_MEMBERSHIP with PACKET_MR_...: the NIC takes one more address while the socket is open."""
 
 
 def run(config: FarmConfig, link: InterfaceFacts, seconds: float) -> Tally:
@@ -24,7 +24,8 @@ def run(config: FarmConfig, link: InterfaceFacts, seconds: float) -> Tally:
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as wire:
             wire.bind((link.name, ETHERTYPE))
-            request = struct.pack("=iHH8s", link.ifindex, _UNICAST, 6, config.virtual_mac)
+            kind = _MULTICAST if config.virtual_mac[0] & 1 else _UNICAST
+            request = struct.pack("=iHH8s", link.ifindex, kind, 6, config.virtual_mac)
             wire.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, request)
             end = time.monotonic() + seconds
             while time.monotonic() < end:

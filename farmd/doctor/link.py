@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from farmd.doctor.facts import LinkFacts
 from farmd.doctor.finding import Finding, fail, ok, warn
-from farmd.model.config import AttachMode
+from farmd.model.config import AttachMode, Delivery
 
 # fmt: off
 NATIVE_DRIVERS = frozenset((
@@ -22,6 +22,9 @@ NATIVE_DRIVERS = frozenset((
 """Drivers known to run XDP themselves (Linux 6.1); whether they do it with this configuration, only attaching tells."""
 _ONE_BUFFER = 3498
 """The largest MTU whose frames fit one page beside XDP's room; above it a driver needs multi-buffer XDP."""
+_NO_FOREIGN_SOURCE = frozenset(("ipvlan", "ipvtap"))
+"""Kinds of links that share the MAC address of the one below."""
+_WIRELESS = frozenset(("iwlwifi", "ath9k", "ath10k_pci", "ath11k_pci", "mt7921e", "rtw88_pci", "rtw89_pci", "brcmfmac"))
 _AS_FARMD = {"arp_ignore": 1, "arp_announce": 2}
 _MODE_WORDS = {"native": "xdpdrv", "generic": "xdpgeneric", "offloaded": "xdpoffload"}
 """What `ip link` calls the modes."""
@@ -32,16 +35,19 @@ _SETTING_WHY = {
 }
 
 
-def judge(facts: LinkFacts, wanted: AttachMode, virtual_mac: bytes, ipv4: bool) -> Iterator[Finding]:
+def judge(
+    facts: LinkFacts, wanted: AttachMode, virtual_mac: bytes, ipv4: bool, delivery: Delivery = Delivery.FLOOD
+) -> Iterator[Finding]:
     """Every finding about one interface; `ipv4`: the farm has an IPv4 VIP."""
+    directed = delivery is Delivery.DIRECTED
     yield state(facts)
     yield programs(facts)
-    yield mode(facts, wanted)
+    yield mode(facts, wanted, directed=directed)
     yield mtu(facts, wanted)
     yield receive_offloads(facts)
-    yield vlan_offload(facts, wanted)
+    yield vlan_offload(facts, wanted, directed=directed)
     yield queues(facts)
-    yield virtual_mac_accepted(facts, virtual_mac)
+    yield sending_on(facts, wanted) if directed else virtual_mac_accepted(facts, virtual_mac)
     if ipv4:
         for name in _AS_FARMD:
             yield arp_setting(facts, name)
@@ -70,11 +76,15 @@ def programs(facts: LinkFacts) -> Finding:
     return ok("foreign-xdp", f"{facts.name} carries no XDP program")
 
 
-def mode(facts: LinkFacts, wanted: AttachMode) -> Finding:
+def mode(facts: LinkFacts, wanted: AttachMode, *, directed: bool = False) -> Finding:
     """Native is in the driver and fast; generic is behind it, slower, and works everywhere."""
     kind = facts.interface.kind
     driver = facts.interface.driver or kind or "an unknown driver"
-    if kind == "veth" and (wanted is AttachMode.NATIVE or (facts.ours and facts.ours.mode == "native")):
+    native = _is_native(facts, wanted)
+    if kind == "veth" and directed:
+        how = "native, because farm.toml says so" if native else "generic, which sends frames on whatever its peer does"
+        return ok("attach-mode", f"{facts.name}: {how}")
+    if kind == "veth" and native:
         return fail(
             "attach-mode",
             f"{facts.name} is a veth in native mode, where frames to the virtual MAC are lost before the stack",
@@ -128,7 +138,30 @@ def receive_offloads(facts: LinkFacts) -> Finding:
     )
 
 
-def vlan_offload(facts: LinkFacts, wanted: AttachMode) -> Finding:
+def _is_native(facts: LinkFacts, wanted: AttachMode) -> bool:
+    return wanted is AttachMode.NATIVE or bool(facts.ours and facts.ours.mode == "native")
+
+
+def sending_on(facts: LinkFacts, wanted: AttachMode) -> Finding:
+    """Delivery `directed` needs an interface that sends what XDP gives it, under another source address."""
+    if facts.interface.driver in _WIRELESS or facts.interface.kind in _NO_FOREIGN_SOURCE:
+        what = facts.interface.kind or facts.interface.driver
+        return fail(
+            "sending-on",
+            f"{facts.name} ({what}) sends under its own MAC address only, so what is sent on would be lost",
+            "Attach to the interface below it, or use another delivery",
+        )
+    if facts.interface.kind == "veth" and _is_native(facts, wanted):
+        return warn(
+            "sending-on",
+            f"{facts.name} is a veth in native mode: what it sends on is lost unless its other end has XDP or GRO on, "
+            "and so is what came without a computed checksum",
+            'Set `attach_mode = "auto"` in farm.toml; or `ethtool -K PEER gro on`, and `tx off` where clients are',
+        )
+    return ok("sending-on", f"{facts.name} can send frames on to other nodes")
+
+
+def vlan_offload(facts: LinkFacts, wanted: AttachMode, *, directed: bool = False) -> Finding:
     """With it the NIC takes the tag off before native XDP, so that an answer from the filter has none."""
     generic = facts.interface.kind == "veth" or wanted is AttachMode.GENERIC
     generic = facts.ours.mode == "generic" if facts.ours else generic
@@ -136,7 +169,8 @@ def vlan_offload(facts: LinkFacts, wanted: AttachMode) -> Finding:
         return ok("rx-vlan-offload", f"{facts.name}: the filter sees VLAN tags")
     return warn(
         "rx-vlan-offload",
-        f"{facts.name}: the NIC strips VLAN tags, so ARP answers to tagged clients would leave without one",
+        f"{facts.name}: the NIC strips VLAN tags, so ARP answers to tagged clients"
+        f"{' and what is sent on' if directed else ''} would leave without one",
         f"If clients reach the VIP by a tagged VLAN: ethtool -K {facts.name} rxvlan off",
     )
 

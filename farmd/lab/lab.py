@@ -13,14 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from farmd.client import Client
 from farmd.lab import netns, render
 from farmd.lab.netns import Part, Process
 from farmd.lab.plan import PIN_DIR, RUN_DIR, Host, HostKind, LabPlan
-from farmd.model.config import Delivery, Profile
+from farmd.model.config import AttachMode, Delivery, Profile
 from farmd.model.errors import FarmError, NotFound, Refused
+from farmd.net import offloads
 
 FARMD_PARTS = (Part.DAEMON, Part.ENGINE)
 _STREAM_BYTES = 1 << 20
@@ -197,11 +199,25 @@ class Lab:
         for host in plan.hosts:
             netns.write_sysctls(host.namespace, render.sysctls(host))
         netns.ip_batch(plan.switch, render.switch_batch(plan))
+        netns.bridge_batch(plan.switch, render.port_batch(plan))
+        if plan.attach_mode is AttachMode.NATIVE:
+            self._prepare_native()
         for host in plan.hosts:
             netns.ip_batch(host.namespace, render.host_batch(host))
         netns.nft(plan.switch, render.switch_rules())
         self._write_files()
         (plan.directory / "whole").touch()
+
+    def _prepare_native(self) -> None:
+        """What a cable between network cards does by itself, and veth only when told.
+
+        The switch's end takes what native XDP sends (it does so with GRO on), and hosts compute their checksums: veth
+        leaves that undone, which XDP cannot know.
+        """
+        for host in self.plan.hosts:
+            for link in host.links:
+                netns.in_namespace(self.plan.switch, partial(offloads.switch, link.port, offloads.GRO, True))
+                netns.in_namespace(host.namespace, partial(offloads.switch, link.device, offloads.TX_CHECKSUM, False))
 
     def _write_files(self) -> None:
         from farmd.membership.keys import KeyRing  # cryptography is slow to import, and only `up` needs it
@@ -316,8 +332,8 @@ def _read_plan(like: LabPlan) -> LabPlan | None:
     """The plan written down in the place where `like` would be."""
     try:
         fields = json.loads(_state_file(like).read_text())
-        kinds = {"profile": Profile(fields["profile"]), "delivery": Delivery(fields["delivery"])}
-        return replace(like, **fields | kinds)
+        kinds = {"profile": Profile, "delivery": Delivery, "attach_mode": AttachMode}
+        return replace(like, **fields | {key: kind(fields[key]) for key, kind in kinds.items()})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -85,6 +85,12 @@ def ip_batch(namespace: str, batch: str) -> None:
     tool(["ip", "-n", namespace, "-batch", "-"], subject=namespace, text=batch)
 
 
+def bridge_batch(namespace: str, batch: str) -> None:
+    """Run `bridge` commands in a namespace, all in one process."""
+    if batch:
+        tool(enter(namespace, ["bridge", "-batch", "-"]), subject=namespace, text=batch)
+
+
 def nft(namespace: str, rules: str) -> None:
     """Apply nft commands in a namespace, all or nothing."""
     tool(enter(namespace, ["nft", "-f", "-"]), subject=namespace, text=rules)

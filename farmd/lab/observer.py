@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from farmd.lab.netns import in_namespace
 from farmd.lab.packets import Announcement, Flow, capture_filter, read_announcement, read_syn
-from farmd.lab.plan import VIP, VIP6, VIRTUAL_MAC, LabPlan
+from farmd.lab.plan import VIP, VIP6, LabPlan
 
 _ETH_P_ALL = 0x0003
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
@@ -56,7 +56,7 @@ class Observation:
     virtual_mac_sources: int
     """Frames that came from the virtual MAC; one would teach the switch a port, and flooding would end."""
     wrong_announcements: tuple[str, ...]
-    """Somebody told a client another MAC for a VIP than the virtual one."""
+    """Somebody told a client another MAC for a VIP than the virtual one, or in delivery `directed` than its own."""
     lost_frames: int
     """Frames the capture had no room for; anything but 0 weakens the rest."""
 
@@ -134,7 +134,7 @@ class Observer:
             self._note(frame, received_at(extra), outgoing=address[2] == _PACKET_OUTGOING)
 
     def _note(self, frame: bytes, at_ns: int, *, outgoing: bool) -> None:
-        if outgoing and frame[6:12] == VIRTUAL_MAC:
+        if outgoing and frame[6:12] == self.plan.virtual_mac:
             self._from_virtual_mac += 1
         segment = read_syn(frame)
         # The switch floods a SYN to the other clients too: only the port it came in on counts.
@@ -165,7 +165,7 @@ def judge(
     wrong = [
         f"{said.address} was announced at {said.announced_mac.hex(':')} by {said.source_mac.hex(':')}"
         for said in announced
-        if said.address in (VIP, VIP6) and said.announced_mac != VIRTUAL_MAC
+        if said.address in (VIP, VIP6) and said.announced_mac != (plan.virtual_mac or said.source_mac)
     ]
     examples = tuple(_in_words(plan, one) for one in doubles[:_EXAMPLES])
     return Observation(syns, answered, dict(by_node), len(doubles), examples, from_virtual_mac, tuple(wrong), lost)

@@ -10,7 +10,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from pathlib import Path
 
-from farmd.model.config import Delivery, Profile
+from farmd.model.config import AttachMode, Delivery, Profile
 from farmd.model.errors import FarmError
 from farmd.model.rules import Affinity
 
@@ -19,6 +19,8 @@ VIP6 = IPv6Address("fd77::100")
 GATEWAY = IPv4Address("10.77.0.254")
 """Sits on the switch itself; what a node of the `available` profile asks whether it still has a network."""
 VIRTUAL_MAC = bytes.fromhex("02fa00000000")
+GROUP_MAC = bytes.fromhex("03fa00000000")
+"""The virtual MAC of a lab in delivery `multicast`."""
 PORT_BY_ADDRESS = 80
 """Rules with affinity `client-ip`: all of a client's connections go to one node."""
 PORT_BY_CONNECTION = 81
@@ -91,7 +93,8 @@ class LabPlan:
 
     `name`: 1 to 8 lower-case letters and digits, because it is part of every namespace's name. `networks`: 1, or 2
     for a second heartbeat network. `plain_swap` starts the engines so that planes are swapped without `held` and
-    `fresh`: only benches want that, to show what it costs.
+    `fresh`: only benches want that, to show what it costs. `attach_mode` native works in delivery `directed` alone:
+    veth settles what a frame is for before native XDP can readdress it.
     """
 
     name: str = "lab"
@@ -103,6 +106,7 @@ class LabPlan:
     profile: Profile = Profile.EXCLUSIVE
     timing: str = "default"
     delivery: Delivery = Delivery.FLOOD
+    attach_mode: AttachMode = AttachMode.AUTO
     plain_swap: bool = False
     run_dir: Path = field(default=RUN_DIR)
     pin_dir: Path = field(default=PIN_DIR)
@@ -195,6 +199,11 @@ class LabPlan:
                 return host
         known = ", ".join(host.name for host in self.hosts)
         raise FarmError(name, f"lab {self.name} has no such host", f"Use one of {known}")
+
+    @property
+    def virtual_mac(self) -> bytes | None:
+        """What VIPs resolve to; None: to the node that answers (delivery `directed`)."""
+        return {Delivery.FLOOD: VIRTUAL_MAC, Delivery.MULTICAST: GROUP_MAC}.get(self.delivery)
 
     def node_of_mac(self, mac: bytes) -> str | None:
         """The host that has `mac`, by name."""

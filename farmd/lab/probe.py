@@ -7,6 +7,7 @@ knows nothing of it, resets what the answer opened. So every probe is a full tes
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -18,12 +19,13 @@ from functools import partial
 from farmd.lab.netns import in_namespace
 from farmd.lab.observer import Asked, Observer
 from farmd.lab.packets import Flow, syn_frame
-from farmd.lab.plan import FIRST_CLIENT_PORT, PORT_BY_CONNECTION, VIP, VIP6, VIRTUAL_MAC, Host, LabPlan
+from farmd.lab.plan import FIRST_CLIENT_PORT, PORT_BY_CONNECTION, VIP, VIP6, Host, LabPlan
 
 MAX_RATE = 2000
 """Probes a second that a prober sends at most: it measures, it does not load."""
 _FIRST_PORT = 2000
 _STEP_S = 0.005
+_ETHERNET_BYTES = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class Prober:
         if not flows or not 0 < rate <= MAX_RATE:
             raise ValueError(f"a prober needs flows and a rate of 1..{MAX_RATE} a second")
         self._rate = rate
-        self._senders = _open_senders(plan, flows)
+        hosts = {flow: _home_of(plan, flow) for flow in flows}
+        self._senders = {name: _Sender(plan, plan.host(name)) for name in {host.name for host in hosts.values()}}
+        self._flows = [(flow, self._senders[hosts[flow].name]) for flow in flows]
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.sent = 0
@@ -62,7 +66,7 @@ class Prober:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
-        for sender in {sender for _, sender, _ in self._senders}:
+        for sender in self._senders.values():
             sender.close()
 
     def __enter__(self) -> Prober:
@@ -79,8 +83,9 @@ class Prober:
             # After a stall we do not send in a burst what is overdue: probes are samples of time.
             self.sent = max(self.sent, due - self._rate // 20)
             while self.sent < due:
-                flow, sender, mac = self._senders[self.sent % len(self._senders)]
-                sender.send(syn_frame(flow, randomness.getrandbits(32), mac, VIRTUAL_MAC))
+                flow, sender = self._flows[self.sent % len(self._flows)]
+                with contextlib.suppress(OSError):  # nobody answers for the VIP yet: a lost probe like any other
+                    sender.send(flow, randomness.getrandbits(32))
                 self.sent += 1
 
 
@@ -138,15 +143,35 @@ def last_answer_ms(observer: Observer, node: str, fault_ns: int) -> float:
     return max(0.0, (max(times, default=fault_ns) - fault_ns) / 1e6)
 
 
-def _open_senders(plan: LabPlan, flows: Sequence[Flow]) -> list[tuple[Flow, socket.socket, bytes]]:
-    sockets: dict[str, socket.socket] = {}
-    result = []
-    for flow in flows:
-        host = _home_of(plan, flow)
-        if host.name not in sockets:
-            sockets[host.name] = in_namespace(host.namespace, partial(_open_sender, host.links[0].device))
-        result.append((flow, sockets[host.name], host.links[0].mac))
-    return result
+class _Sender:
+    """Sends SYNs from one client host."""
+
+    def __init__(self, plan: LabPlan, host: Host) -> None:
+        self._mac = host.links[0].mac
+        self._target = plan.virtual_mac
+        self._sockets = in_namespace(host.namespace, partial(self._open, host.links[0].device))
+
+    def _open(self, device: str) -> dict[int, socket.socket]:
+        """By IP version. Where VIPs have no MAC of their own, the client's kernel finds out where to send."""
+        if self._target is not None:
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: it never receives
+            wire.bind((device, 0))
+            return {4: wire, 6: wire}
+        return {
+            version: socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+            for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6))
+        }
+
+    def send(self, flow: Flow, sequence: int) -> None:
+        wire = self._sockets[flow.vip.version]
+        if self._target is not None:
+            wire.send(syn_frame(flow, sequence, self._mac, self._target))
+        else:
+            wire.sendto(syn_frame(flow, sequence, self._mac, self._mac)[_ETHERNET_BYTES:], (str(flow.vip), 0))
+
+    def close(self) -> None:
+        for wire in self._sockets.values():
+            wire.close()
 
 
 def _home_of(plan: LabPlan, flow: Flow) -> Host:
@@ -154,9 +179,3 @@ def _home_of(plan: LabPlan, flow: Flow) -> Host:
         if any(address.ip == flow.client for address in host.addresses):
             return host
     raise ValueError(f"no client of the lab has the address {flow.client}")
-
-
-def _open_sender(device: str) -> socket.socket:
-    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: it never receives
-    sender.bind((device, 0))
-    return sender

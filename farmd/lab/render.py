@@ -13,7 +13,6 @@ from farmd.lab.plan import (
     SERVICE_PORTS,
     VIP,
     VIP6,
-    VIRTUAL_MAC,
     Host,
     HostKind,
     LabPlan,
@@ -37,15 +36,15 @@ def farm_toml(plan: LabPlan, host: Host) -> str:
         'key_file = "farm.key"',
         f"profile = {_quote(plan.profile.value)}",
         f"timing = {_quote(plan.timing)}",
-        f"virtual_mac = {_quote(VIRTUAL_MAC.hex(':'))}",
+        f"delivery = {_quote(plan.delivery.value)}",
     ]
-    if plan.delivery is not Delivery.FLOOD:
-        lines.append(f"delivery = {_quote(plan.delivery)}")
+    if plan.virtual_mac is not None:
+        lines.append(f"virtual_mac = {_quote(plan.virtual_mac.hex(':'))}")
     if plan.profile is Profile.AVAILABLE:
         lines.append(f"gateway = {_quote(str(GATEWAY))}")
     lines += ["", "[node]", f"name = {_quote(host.name)}"]
     if host.kind is HostKind.NODE:
-        lines.append('interfaces = ["eth0"]')
+        lines += ['interfaces = ["eth0"]', f"attach_mode = {_quote(plan.attach_mode.value)}"]
     lines += [
         f"api_socket = {_quote(str(home / 'api.sock'))}",
         f"engine_socket = {_quote(str(home / 'engine.sock'))}",
@@ -132,10 +131,15 @@ def haproxy_cfg(plan: LabPlan) -> str:
 
 
 def switch_batch(plan: LabPlan) -> str:
-    """For `ip -batch` in the switch's namespace: bridges and one cable for each link of each host."""
+    """For `ip -batch` in the switch's namespace: bridges and one cable for each link of each host.
+
+    In delivery `multicast` the switch snoops IGMP and asks, as switches do where multicast is used.
+    """
     lines = ["link set lo up"]
+    multicast = plan.delivery is Delivery.MULTICAST
+    snooping = "mcast_snooping 1 mcast_querier 1" if multicast else "mcast_snooping 0"
     for bridge in plan.bridges:
-        lines.append(f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
+        lines.append(f"link add {bridge} type bridge stp_state 0 forward_delay 0 {snooping}")
         lines.append(f"link set {bridge} up")
     lines.append(f"addr add {GATEWAY}/24 dev {plan.bridges[0]}")
     for host in plan.hosts:
@@ -144,7 +148,17 @@ def switch_batch(plan: LabPlan) -> str:
                 f"link add {link.port} type veth peer name {link.device} address {link.mac_text} netns {host.namespace}"
             )
             lines.append(f"link set {link.port} master {link.bridge} up")
+            if multicast and host.kind is HostKind.NODE:
+                # Once a querier is about, a bridge that snoops keeps IP packets from ports where no router is heard.
+                lines.append(f"link set {link.port} type bridge_slave mcast_router 2")
     return "\n".join(lines) + "\n"
+
+
+def port_batch(plan: LabPlan) -> str:
+    """For `bridge -batch` in the switch's namespace: no unknown unicast where nobody needs it, but in `flood`."""
+    if plan.delivery is Delivery.FLOOD:
+        return ""
+    return "".join(f"link set dev {link.port} flood off\n" for host in plan.hosts for link in host.links)
 
 
 def host_batch(host: Host) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from farmd.membership.commands import EventType
 from farmd.membership.messages import Propose
-from farmd.membership.serving import adopt, close, renew
+from farmd.membership.serving import adopt, close, direct, renew
 from farmd.membership.settings import FAR_NS
 from farmd.membership.state import State
 from farmd.model.view import Ballot, successor
@@ -53,6 +53,7 @@ def _begin(state: State, now_ns: int) -> None:
     adopt(state, now_ns, Propose(successor(state.view, ballot, members, drained=drained), True, ()))
     state.alone = True
     state.started, state.started_ns = True, now_ns
+    direct(state, ())
     state.tell(EventType.ALONE_STARTED, "the other node is lost: this one serves everything", exclusive=False)
     extend(state, now_ns)
 

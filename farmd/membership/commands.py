@@ -27,6 +27,19 @@ class WriteLease:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteRoutes:
+    """Delivery `directed`: write for every group who owns a bucket and whom to ask after us (`farmd.model.routes`)."""
+
+    owners: tuple[bytes, ...]
+    following: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Delivery `directed`: a member is lost; tell neighbours that the VIPs are here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send `message` to one member, or to every other one if `to` is None."""
 
@@ -76,7 +89,7 @@ class Halt:
     """This node has left the farm: stop the engine."""
 
 
-Command = WritePlanes | WriteLease | Send | Happened | Halt
+Command = WritePlanes | WriteLease | WriteRoutes | Announce | Send | Happened | Halt
 """Executed strictly in list order: planes are released before the message that promises it (rule 5)."""
 
 

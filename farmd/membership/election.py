@@ -8,6 +8,7 @@ each voter still stands by the silent node, so that the proposal goes out just b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from farmd.membership.asking import Inbox, Wishes
@@ -18,6 +19,7 @@ from farmd.membership.settings import FAR_NS, NEVER_NS
 from farmd.membership.state import State
 from farmd.membership.wanted import Poll, Wanted, ahead, next_suspicion_ns, wanted
 from farmd.model.nodes import NodeId
+from farmd.model.routes import holders
 from farmd.model.view import NO_BALLOT, Ballot, successor
 
 
@@ -269,6 +271,16 @@ class Election:
         self.stage = Stage.IDLE
         self._failures = 0
         self._needed_ns = NEVER_NS
-        start = Start(state.view.ballot, tuple(contested))
+        start = Start(state.view.ballot, tuple(contested), self._holders(claims))
         state.out.append(Send(None, start))
         begin(state, now_ns, start)
+
+    def _holders(self, claims: Mapping[NodeId, tuple[int, ...]]) -> tuple[tuple[bytes, ...], ...]:
+        """Who claims which bucket beside its owner; nobody asks in a farm that is not directed."""
+        state = self._state
+        if not state.settings.directed:
+            return ()
+        return tuple(
+            holders(owners, {node: planes[group] for node, planes in claims.items() if len(planes) > group})
+            for group, owners in enumerate(state.view.owners)
+        )

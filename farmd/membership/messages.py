@@ -14,16 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from farmd.membership import packing
+from farmd.membership.packing import WireError
 from farmd.membership.requests import Drain, Leave, Ready, Request, RequestId, SetWeight
-from farmd.model.buckets import BUCKETS, NOBODY, PLANE_BYTES
+from farmd.model.buckets import BUCKETS, NOBODY
 from farmd.model.nodes import MAX_NODES, MAX_WEIGHT, BootId, NodeId
 from farmd.model.rules import MAX_GROUPS
 from farmd.model.view import Ballot, View
-
-
-class WireError(ValueError):
-    """Bytes that are no message of ours."""
-
 
 # ---- messages ------------------------------------------------------------------------------------
 
@@ -121,10 +118,14 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Rule 6. `contested` has a plane a group: buckets that a live node other than the owner claims."""
+    """Rule 6. `contested` has a plane a group: buckets that a live node other than the owner claims.
+
+    `holders` says who those are, in layers by group (`farmd.model.routes`); only a directed farm sends it.
+    """
 
     ballot: Ballot
     contested: tuple[int, ...]
+    holders: tuple[tuple[bytes, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,17 @@ class Ask:
     request: Request
 
 
-Message = Heartbeat | PreVote | PreVoteReply | Fetch | Propose | Promise | Start | Goodbye | Ask
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Where the sender is on each of its service interfaces, in the order of its farm.toml (delivery `directed`).
+
+    For the engine's shell; the core has no use for it.
+    """
+
+    macs: tuple[bytes, ...]
+
+
+Message = Heartbeat | PreVote | PreVoteReply | Fetch | Propose | Promise | Start | Goodbye | Ask | Macs
 
 # ---- codec ---------------------------------------------------------------------------------------
 
@@ -155,6 +166,7 @@ _REQUEST = struct.Struct(">BBBB")
 _VIEW = struct.Struct(">BQQB")
 _BYTE = struct.Struct(">B")
 _BOOT = struct.Struct(">Q")
+_MAC_BYTES, _MAX_MACS = 6, 8
 _NO_GROUP = 255
 _BOOLS = b"\x00\x01"
 _MAX_REQUESTS = 64
@@ -234,26 +246,6 @@ def _ballot(ballot: Ballot) -> bytes:
     return _BALLOT.pack(ballot.counter, ballot.proposer, ballot.boot)
 
 
-def _inflate(data: bytes, record: int) -> list[bytes]:
-    """Unpack 1..MAX_GROUPS records of `record` bytes."""
-    engine = zlib.decompressobj()
-    try:
-        plain = engine.decompress(data, record * MAX_GROUPS + 1)
-    except zlib.error as error:
-        raise WireError(f"cannot be unpacked: {error}") from error
-    if not engine.eof or engine.unused_data or not plain or len(plain) % record or len(plain) > record * MAX_GROUPS:
-        raise WireError(f"{len(plain)} bytes are no whole number of groups")
-    return [plain[at : at + record] for at in range(0, len(plain), record)]
-
-
-def _planes(planes: tuple[int, ...]) -> bytes:
-    return zlib.compress(b"".join(plane.to_bytes(PLANE_BYTES, "little") for plane in planes), 1)
-
-
-def _read_planes(reader: _Reader) -> tuple[int, ...]:
-    return tuple(int.from_bytes(plane, "little") for plane in _inflate(reader.rest(), PLANE_BYTES))
-
-
 def _heartbeat(message: Heartbeat) -> bytes:
     flags = sum(1 << bit for bit, name in enumerate(_FLAGS) if getattr(message, name))
     head = _HEARTBEAT.pack(
@@ -305,13 +297,20 @@ def _read_propose(reader: _Reader) -> Propose:
     if count > _MAX_REQUESTS:
         raise WireError(f"{count} requests in one view")
     answered = tuple(_request_id(reader) for _ in range(count))
-    groups = _inflate(reader.rest(), MAX_NODES + BUCKETS)
+    groups = packing.inflate(reader.rest(), MAX_NODES + BUCKETS)
     weights = tuple(group[:MAX_NODES] for group in groups)
     owners = tuple(group[MAX_NODES:] for group in groups)
     view = View(ballot, _nodes(members), _nodes(drained), weights, owners)
     if any(set(group) - view.members - {NOBODY} for group in owners):
         raise WireError("buckets owned by nodes that are not members")
     return Propose(view, _flag(started), answered)
+
+
+def _read_macs(reader: _Reader) -> Macs:
+    packed = reader.rest()
+    if len(packed) % _MAC_BYTES or len(packed) > _MAX_MACS * _MAC_BYTES:
+        raise WireError(f"{len(packed)} bytes are no MAC addresses")
+    return Macs(tuple(packed[at : at + _MAC_BYTES] for at in range(0, len(packed), _MAC_BYTES)))
 
 
 def _request_id(reader: _Reader) -> RequestId:
@@ -360,13 +359,17 @@ def encode(message: Message) -> bytes:
         case Propose():
             return b"\x05" + _propose(message)
         case Promise(ballot, voting, claims):
-            return b"\x06" + _ballot(ballot) + _BYTE.pack(voting) + _planes(claims)
+            return b"\x06" + _ballot(ballot) + _BYTE.pack(voting) + packing.pack_planes(claims)
+        case Start(holders=holders) if any(holders):
+            return b"\x0a" + _ballot(message.ballot) + packing.pack_holders(message.contested, holders)
         case Start(ballot, contested):
-            return b"\x07" + _ballot(ballot) + _planes(contested)
+            return b"\x07" + _ballot(ballot) + packing.pack_planes(contested)
         case Goodbye(boot):
             return b"\x08" + _BOOT.pack(boot)
         case Ask():
             return b"\x09" + _ask(message)
+        case Macs(macs):
+            return b"\x0b" + b"".join(macs)
 
 
 _READERS: dict[int, Callable[[_Reader], Message]] = {
@@ -375,10 +378,12 @@ _READERS: dict[int, Callable[[_Reader], Message]] = {
     3: _read_prevote_reply,
     4: lambda reader: Fetch(),
     5: _read_propose,
-    6: lambda reader: Promise(reader.ballot(), reader.flag(), _read_planes(reader)),
-    7: lambda reader: Start(reader.ballot(), _read_planes(reader)),
+    6: lambda reader: Promise(reader.ballot(), reader.flag(), packing.unpack_planes(reader.rest())),
+    7: lambda reader: Start(reader.ballot(), packing.unpack_planes(reader.rest())),
     8: lambda reader: Goodbye(BootId(reader.take(_BOOT)[0])),
     9: _read_ask,
+    10: lambda reader: Start(reader.ballot(), *packing.unpack_holders(reader.rest())),
+    11: _read_macs,
 }
 
 

@@ -6,13 +6,14 @@ Every function takes the node's state and the time, and appends commands. Rules 
 
 from __future__ import annotations
 
-from farmd.membership.commands import EventType, Send, WriteLease, WritePlanes
+from farmd.membership.commands import Announce, EventType, Send, WriteLease, WritePlanes, WriteRoutes
 from farmd.membership.messages import Heartbeat, Promise, Propose, Start
 from farmd.membership.news import announce, tell_failover
 from farmd.membership.settings import NEVER_NS
 from farmd.membership.state import State
 from farmd.model.nodes import BootId, NodeId
 from farmd.model.planes import CLOSED, Planes, acquire, forget_held, release, settle
+from farmd.model.routes import announcer, following
 
 
 def beat(state: State, now_ns: int, to: NodeId | None = None) -> None:
@@ -93,8 +94,21 @@ def begin(state: State, now_ns: int, start: Start) -> None:
     state.started, state.started_ns = True, now_ns
     state.start = start
     state.contested = start.contested
+    direct(state, start.holders)
     announce(state, now_ns)
     open_share(state, now_ns)
+
+
+def direct(state: State, holders: tuple[tuple[bytes, ...], ...]) -> None:
+    """Tell the filter of a directed farm who takes what in the started view, and neighbours if a member was lost."""
+    if not state.settings.directed or not state.is_node:
+        return
+    owners, before = state.view.owners, state.last_started
+    layers = holders or ((),) * len(owners)
+    asked = tuple(following(state.me, group, each) for group, each in zip(owners, layers, strict=False))
+    state.out.append(WriteRoutes(owners, asked))
+    if before is not None and announcer(before, state.view) == state.me:
+        state.out.append(Announce())
 
 
 def promise(state: State, to: NodeId) -> None:

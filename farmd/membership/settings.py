@@ -34,6 +34,8 @@ class Settings:
     profile: Profile = Profile.EXCLUSIVE
     drain_deadline_ns: int = 3_600_000_000_000
     """After this long, connections of moved buckets are no longer kept."""
+    directed: bool = False
+    """Nodes send on to each other what is not theirs, so each must know who takes what (delivery `directed`)."""
     names: Mapping[NodeId, str] = field(default_factory=dict)
     """For the text of events; a node without a name is called by its number."""
 

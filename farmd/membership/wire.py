@@ -31,7 +31,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from farmd.membership.keys import KeyRing
-from farmd.membership.messages import Message, WireError, decode, encode
+from farmd.membership.messages import Message, decode, encode
+from farmd.membership.packing import WireError
 from farmd.model.nodes import BootId, NodeId
 
 MAGIC = b"FMD\x01"

@@ -187,6 +187,8 @@ class ProofData(TypedDict):
     node: str
     verdict: str
     reason: str | None
+    sent_to: str | None
+    """The node that the frame goes on to (delivery `directed`)."""
     agrees: bool
 
 

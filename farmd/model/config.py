@@ -42,6 +42,10 @@ class Delivery(StrEnum):
 
     FLOOD = "flood"
     """The VIP resolves to a virtual unicast MAC that nobody uses as a source, so the switch floods."""
+    MULTICAST = "multicast"
+    """The VIP resolves to a multicast MAC, which the switch brings to every node."""
+    DIRECTED = "directed"
+    """The VIP resolves to a node's own MAC; a node sends on to the owner what is not its own."""
     EXTERNAL = "external"
     """A load balancer or router in front picks the node; farmd filters nothing and tells it by health URLs."""
 
@@ -105,7 +109,9 @@ class FarmConfig:
     timing: Timing
     delivery: Delivery
     virtual_mac: bytes
-    """6 bytes; unicast, locally administered, derived from the farm's name unless the file gives one."""
+    """6 bytes; locally administered, derived from the farm's name unless the file gives one.
+
+    A group address in delivery `multicast`, else unicast; delivery `directed` has no use for it."""
     gateway: Address | None
     port: int
     me: Member

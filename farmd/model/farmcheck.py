@@ -41,6 +41,7 @@ def findings(file: FarmFile, host_name: str) -> list[Finding]:
         *_this_node(file, host_name),
         *_voters(file),
         *_profile(file),
+        *_virtual_mac(file),
         *_vips(file),
         *_groups(file),
         *_rules(file),
@@ -157,6 +158,23 @@ def _profile(file: FarmFile) -> Iterator[Finding]:
     if file.farm.gateway is None:
         step = 'Add gateway = "...", the router that clients\' packets come through.'
         yield Finding(here, 'profile "available" needs a gateway to tell a dead peer from a cut-off self', step)
+
+
+def _virtual_mac(file: FarmFile) -> Iterator[Finding]:
+    mac, delivery = file.farm.virtual_mac, file.farm.delivery
+    if mac is None:
+        return
+    here: Path = ("farm", "virtual_mac")
+    text, group = mac.hex(":"), bool(mac[0] & 1)
+    if delivery is Delivery.MULTICAST and not group:
+        step = f"Take one whose first byte is odd, such as {mac[0] | 1:02x}."
+        yield Finding(here, f'{text} is no group address, which delivery "multicast" needs', step)
+    elif delivery is Delivery.FLOOD and group:
+        step = f'Take one whose first byte is even, such as {mac[0] & 0xFE:02x}, or delivery = "multicast".'
+        yield Finding(here, f'{text} is a group address, and delivery "flood" needs a unicast one', step)
+    elif delivery is Delivery.DIRECTED:
+        step = "Remove it: VIPs resolve to the nodes' own addresses."
+        yield Finding(here, 'delivery "directed" has no virtual MAC', step, Part.KEY)
 
 
 def _vips(file: FarmFile) -> Iterator[Finding]:

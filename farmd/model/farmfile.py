@@ -75,9 +75,13 @@ def parse(text: str, path: FilePath, *, host_name: str | None = None) -> FarmCon
     return _config(file, path, host_name)
 
 
-def virtual_mac(farm: str) -> bytes:
-    """The MAC address that a farm's VIPs resolve to by default: unicast, locally administered, `02:fa:...`."""
-    return b"\x02\xfa" + sha256(farm.encode()).digest()[:4]
+def virtual_mac(farm: str, delivery: Delivery = Delivery.FLOOD) -> bytes:
+    """The MAC address that a farm's VIPs resolve to by default: locally administered, `02:fa:...`.
+
+    In delivery `multicast` it is the group address beside it, `03:fa:...`.
+    """
+    first = b"\x03" if delivery is Delivery.MULTICAST else b"\x02"
+    return first + b"\xfa" + sha256(farm.encode()).digest()[:4]
 
 
 def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
@@ -98,7 +102,7 @@ def _config(file: FarmFile, path: FilePath, host_name: str) -> FarmConfig:
         profile=farm.profile,
         timing=TIMINGS[farm.timing],
         delivery=farm.delivery,
-        virtual_mac=farm.virtual_mac or virtual_mac(farm.name),
+        virtual_mac=farm.virtual_mac or virtual_mac(farm.name, farm.delivery),
         gateway=farm.gateway,
         port=farm.port,
         me=next(member for member in members if member.name == (node.name or host_name)),

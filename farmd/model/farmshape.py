@@ -109,9 +109,8 @@ def _mac(value: object) -> bytes:
     if not _MAC.fullmatch(text):
         raise refuse(f"is {shown(text)}, not a MAC address", 'Write six bytes such as "02:fa:00:00:00:01".')
     mac = bytes.fromhex(re.sub("[:-]", "", text))
-    if mac[0] & 1 or not any(mac):
-        hint = "Take one whose first byte is even, such as 02."
-        raise refuse(f"is {text}, which is not a unicast address", hint)
+    if not any(mac) or mac == b"\xff" * 6:
+        raise refuse(f"is {text}, which no farm can have", 'Write one such as "02:fa:00:00:00:01".')
     return mac
 
 

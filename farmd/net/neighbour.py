@@ -18,13 +18,21 @@ _ICMPV6 = 58
 _SOLICITATION, _ADVERTISEMENT = 135, 136
 _HOP_LIMIT = 255
 """Neighbour Discovery is only valid if no router can have forwarded it (RFC 4861)."""
-_SOURCE_MAC_OPTION = b"\x01\x01"
+_SOURCE_MAC_OPTION, _TARGET_MAC_OPTION = b"\x01\x01", b"\x02\x01"
+_OVERRIDE = 0x20000000
+_ALL_NODES = IPv6Address("ff02::1")
 
 
 def arp_request(mac: bytes, source: IPv4Address | None, target: IPv4Address) -> bytes:
     """A broadcast frame that asks who has `target`. Without a source it is an RFC 5227 probe, from 0.0.0.0."""
     sender = source.packed if source else bytes(4)
     body = _ARP.pack(*_ARP_ETHERNET, _ARP_REQUEST, mac, sender, bytes(6), target.packed)
+    return _frame(_BROADCAST, mac, ETH_P_ARP, body)
+
+
+def arp_announcement(mac: bytes, address: IPv4Address) -> bytes:
+    """A broadcast frame that says that `address` is at `mac` (RFC 5227, 2.3): who knows it learns the new place."""
+    body = _ARP.pack(*_ARP_ETHERNET, _ARP_REQUEST, mac, address.packed, bytes(6), address.packed)
     return _frame(_BROADCAST, mac, ETH_P_ARP, body)
 
 
@@ -48,6 +56,14 @@ def solicitation(mac: bytes, source: IPv6Address | None, target: IPv6Address) ->
     message = message[:2] + _checksum(sender, group, message).to_bytes(2) + message[4:]
     header = _IPV6.pack(6 << 28, len(message), _ICMPV6, _HOP_LIMIT, sender, group)
     return _frame(b"\x33\x33" + group[12:], mac, ETH_P_IPV6, header + message)
+
+
+def advertisement(mac: bytes, address: IPv6Address) -> bytes:
+    """An unsolicited Neighbour Advertisement to all nodes (RFC 4861, 7.2.6): `address` is at `mac` now."""
+    message = struct.pack("!BBHI", _ADVERTISEMENT, 0, 0, _OVERRIDE) + address.packed + _TARGET_MAC_OPTION + mac
+    message = message[:2] + _checksum(address.packed, _ALL_NODES.packed, message).to_bytes(2) + message[4:]
+    header = _IPV6.pack(6 << 28, len(message), _ICMPV6, _HOP_LIMIT, address.packed, _ALL_NODES.packed)
+    return _frame(b"\x33\x33" + _ALL_NODES.packed[12:], mac, ETH_P_IPV6, header + message)
 
 
 def is_advertisement(frame: bytes, target: IPv6Address) -> bool:

@@ -14,6 +14,8 @@ _SET_FEATURES = 4
 _NAME_BYTES = 32
 _ON_NOW = 2
 """Of a block's four words (available, requested, active, never changed), which one we want."""
+GRO, TX_CHECKSUM = 0x2C, 0x17
+"""ETHTOOL_SGRO and ETHTOOL_STXCSUM, for `switch`."""
 _OLD_NAMES = {"rx-lro": "large-receive-offload"}
 
 
@@ -44,6 +46,11 @@ def receive_queues(interface: str) -> int | None:
         return None
     *_maxima, receive, _transmit, _other, combined = struct.unpack("=9I", raw)
     return int(receive + combined) or None
+
+
+def switch(interface: str, feature: int, on: bool) -> None:
+    """Switch a feature (`GRO`, `TX_CHECKSUM`) on or off. OSError if the driver refuses."""
+    _ask(interface, struct.pack("=II", feature, on))
 
 
 def _feature_names(interface: str) -> list[str]:

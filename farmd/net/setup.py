@@ -12,7 +12,8 @@ address for it. The filter answers for the VIPs; the kernel must keep quiet:
   lifetime 0, so that it is not picked as a source either.
 - `rp_filter`: strict reverse-path filtering silently drops clients whose way back leads through another interface;
   where it is on, the interface gets the loose form.
-- The NIC must let frames for the virtual MAC in.
+- The NIC must let frames for the virtual MAC in, by its unicast or, in delivery `multicast`, its multicast filter.
+  Delivery `directed` has no virtual MAC.
 
 Where a load balancer outside decides (delivery `external`) there is no virtual MAC, and a VIP is on lo only if
 farm.toml says that packets come with it as their destination (`on_host`). The settings are the same then: the balancer
@@ -32,7 +33,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from farmd.model.config import FarmConfig
+from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.nodes import Role
@@ -58,6 +59,10 @@ class Acceptance(StrEnum):
 
     UNICAST_FILTER = "unicast-filter"
     """The address is in the NIC's unicast filter: the host sees no other foreign frames."""
+    MULTICAST_FILTER = "multicast-filter"
+    """The same for a group address."""
+    OWN_MAC = "own-mac"
+    """Nothing to let in: VIPs are at the interface's own address."""
     PROMISCUOUS = "promiscuous"
     """The NIC has no unicast filter to spare, or is promiscuous anyway: the host sees all frames."""
 
@@ -211,7 +216,9 @@ def _drop_addresses(route: Any, work: _Work, addresses: Sequence[Address]) -> No
 
 def _accept(route: Any, *, work: _Work, facts: InterfaceFacts) -> Acceptance:
     """Puts the virtual MAC into the NIC's filter. Linux itself goes promiscuous on a NIC that has none."""
-    virtual = work.config.virtual_mac
+    virtual = _virtual_mac(work.config)
+    if virtual is None:
+        return Acceptance.OWN_MAC
     if facts.mac == virtual:
         cause = "its own MAC address is the farm's virtual MAC, so switches would learn it"
         raise KernelError(f"interface {facts.name}", cause, "Change virtual_mac in farm.toml, or the interface's.")
@@ -233,7 +240,13 @@ def _accept(route: Any, *, work: _Work, facts: InterfaceFacts) -> Acceptance:
         route.link("set", index=facts.ifindex, flags=_IFF_PROMISC, change=_IFF_PROMISC)
         work.changes.append(f"{facts.name} is promiscuous: it has no room in a unicast filter")
     promiscuous = code in _NO_FILTER or bool(link.get("promiscuity"))
-    return Acceptance.PROMISCUOUS if promiscuous else Acceptance.UNICAST_FILTER
+    if promiscuous:
+        return Acceptance.PROMISCUOUS
+    return Acceptance.MULTICAST_FILTER if virtual[0] & 1 else Acceptance.UNICAST_FILTER
+
+
+def _virtual_mac(config: FarmConfig) -> bytes | None:
+    return None if config.delivery is Delivery.DIRECTED else config.virtual_mac
 
 
 def _filter_entry(route: Any, verb: str, ifindex: int, mac: str) -> None:
@@ -243,7 +256,7 @@ def _filter_entry(route: Any, verb: str, ifindex: int, mac: str) -> None:
 def _forget_macs(route: Any, work: _Work, interfaces: set[str]) -> None:
     """Takes back what was done for another virtual MAC, or for an interface that is not among `interfaces`."""
     for name, mac in work.record.macs.copy():
-        if name in interfaces and mac == work.config.virtual_mac.hex(":"):
+        if name in interfaces and bytes.fromhex(mac.replace(":", "")) == _virtual_mac(work.config):
             continue
         for ifindex in route.link_lookup(ifname=name):
             if attempt(partial(_filter_entry, route, "del", ifindex, mac), _GONE) == 0:

@@ -20,12 +20,15 @@ from pathlib import Path
 
 from tests.native.build import Kind, build
 from tests.native.judge import Judge
-from tests.native.oracle import FRESH, HELD, OWN, Arrival, Oracle, Told
+from tests.native.oracle import FRESH, HELD, OWN, SEND_ON, Arrival, Oracle, Told
 from tests.native.packets import Generator
-from tests.native.worlds import WORLDS
+from tests.native.worlds import NODES, WORLDS
 
 BATCH = 2500
 STATES = (0, OWN, OWN | FRESH, HELD)
+DIRECTED_STATES = (SEND_ON, OWN, OWN | FRESH | SEND_ON, HELD | SEND_ON)
+TAKERS = (0, 1, 1, 2, 2, 3, 3, 4, 255)
+"""Who may take a bucket: ourselves, three nodes, one whose address is not known, nobody."""
 SHOWN = 5
 """Differences that are shown in full."""
 
@@ -62,13 +65,18 @@ def run_batch(program: Path, seed: int, batch: int) -> Tally:
     rng = random.Random(f"{seed}/{batch}")
     world = WORLDS[batch % len(WORLDS)]
     oracle, generator, tally = Oracle(world), Generator(world, f"{seed}/{batch}/frames"), Tally()
-    oracle.planes = [bytes(rng.choices(STATES, k=4096)) for _ in range(16)]
-    oracle.open = batch % 30 != 7
+    possible = DIRECTED_STATES if world.directed else STATES
+    oracle.planes = [bytes(rng.choices(possible, k=4096)) for _ in range(16)]
+    oracle.routes = [(bytes(rng.choices(TAKERS, k=4096)), bytes(rng.choices(TAKERS, k=4096))) for _ in range(16)]
+    oracle.open = batch % 30 != 7 and batch % 10 != 9
     arrivals = [generator.arrival() for _ in range(BATCH)]
     with Judge(program) as judge:
         judge.configure(world.table)
         for group, states in enumerate(oracle.planes):
             judge.planes(group, states)
+        judge.macs(NODES)
+        for group, (owners, following) in enumerate(oracle.routes):
+            judge.routes(group, owners, following)
         judge.lease(oracle.open)
         answers = judge.judge(arrivals)
     for arrival, told in zip(arrivals, answers, strict=True):

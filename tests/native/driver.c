@@ -2,6 +2,8 @@
 // The filter as a filter of Unix: commands in, replies out. One letter a command:
 //   T struct farm_table          a new table; fragments are forgotten
 //   P group, struct farm_planes  the planes of a group
+//   R group, struct farm_routes  the routes of a group
+//   M struct farm_macs           where the nodes are
 //   L jiffies, deadline          what time it is, and when the lease ends (64 bits each)
 //   C                            forget fragments
 //   J packets, bytes             then so many bytes: for each packet a struct request and its frame.
@@ -31,6 +33,15 @@ static void read_planes(struct node *node)
 	get(&group, sizeof(group));
 	require(group < FARM_GROUPS, "a group has planes");
 	get(&node->planes[group], sizeof(*node->planes));
+}
+
+static void read_routes(struct node *node)
+{
+	__u32 group;
+
+	get(&group, sizeof(group));
+	require(group < FARM_GROUPS, "a group has routes");
+	get(&node->routes[group], sizeof(*node->routes));
 }
 
 static void read_lease(struct node *node)
@@ -81,6 +92,10 @@ int main(void)
 			read_table(node);
 		else if (command == 'P')
 			read_planes(node);
+		else if (command == 'R')
+			read_routes(node);
+		else if (command == 'M')
+			get(node->macs, sizeof(*node->macs));
 		else if (command == 'L')
 			read_lease(node);
 		else if (command == 'C')

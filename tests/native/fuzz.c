@@ -31,15 +31,32 @@ static struct farm {
 	struct node *all_fresh; // has just got every bucket
 	struct node *closed;	// owns every bucket, but its lease is over
 	struct node *nodes[NODES];
+	const struct farm_table *table;
 } farms[VARIANTS];
 
 static struct farm_planes splits[SPLITS][NODES][FARM_GROUPS];
+static struct farm_planes directed_splits[SPLITS][NODES][FARM_GROUPS]; // the same in delivery `directed`
+static struct farm_routes routes[SPLITS][NODES][FARM_GROUPS];
+static struct farm_macs macs; // where the nodes are; NODES - 1 has not said it
 static unsigned int farm_count;
 
 static uint32_t draw(uint32_t *state)
 {
 	*state = *state * 1664525 + 1013904223;
 	return *state >> 16;
+}
+
+// What the node knows of the others: who owns the bucket, and whom the owner asks for connections.
+static void direct(int split, int group, int bucket, uint32_t owner, uint32_t holder)
+{
+	for (uint32_t node = 0; node < NODES; node++) {
+		uint8_t state = splits[split][node][group].state[bucket];
+		struct farm_routes *known = &routes[split][node][group];
+
+		directed_splits[split][node][group].state[bucket] = state == FARM_OWN ? state : state | FARM_SEND_ON;
+		known->owner[bucket] = owner;
+		known->next[bucket] = node == owner ? holder : FARM_NOBODY;
+	}
 }
 
 // Every bucket has one owner. In transition another node holds its connections.
@@ -55,6 +72,7 @@ static void share_out(int split)
 			splits[split][owner][group].state[bucket] = moving ? FARM_OWN | FARM_FRESH : FARM_OWN;
 			if (moving)
 				splits[split][before][group].state[bucket] = FARM_HELD;
+			direct(split, group, bucket, owner, moving ? before : FARM_NOBODY);
 		}
 	}
 }
@@ -78,14 +96,21 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	require(farm_count && farm_count <= VARIANTS, "there are tables");
 	for (int split = 0; split < SPLITS; split++)
 		share_out(split);
+	for (int node = 0; node < NODES - 1; node++)
+		macs.mac[0][node] = 0x0200000002ULL | (uint64_t)(node + 1) << 40;
 	for (unsigned int i = 0; i < farm_count; i++) {
+		farms[i].table = &variants[i];
 		farms[i].all_own = make_node(&variants[i], FARM_OWN, 2000);
 		farms[i].all_fresh = make_node(&variants[i], FARM_OWN | FARM_FRESH, 2000);
 		farms[i].closed = make_node(&variants[i], FARM_OWN, 1000);
 		for (int k = 0; k < NODES; k++) {
 			farms[i].nodes[k] = make_node(&variants[i], 0, 1001);
 			free(farms[i].nodes[k]->planes); // it has a share instead
+			free(farms[i].nodes[k]->routes);
 			farms[i].nodes[k]->planes = splits[0][k];
+			farms[i].nodes[k]->routes = routes[0][k];
+			farms[i].nodes[k]->tables[farms[i].nodes[k]->active->generation].node = k;
+			*farms[i].nodes[k]->macs = macs;
 		}
 	}
 	return 0;
@@ -93,7 +118,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 static int served(struct reply reply)
 {
-	return reply.verdict == VERDICT_PASS && reply.reason != FARM_NOT_VIP ? 1 : reply.verdict == VERDICT_TX;
+	if (reply.verdict == VERDICT_PASS)
+		return reply.reason != FARM_NOT_VIP;
+	return reply.reason == FARM_ARP_ANSWERED || reply.reason == FARM_ND_ANSWERED;
 }
 
 // What a frame may become: untouched; or readdressed to the interface; or an answer that comes from the interface.
@@ -103,10 +130,25 @@ static void check_frame(const struct reply *reply, const struct request *request
 	const uint8_t *mac = table->interfaces[0].mac;
 	const uint8_t all_nodes[] = {0x33, 0x33, 0, 0, 0, 1};
 
+	if (reply->reason == FARM_SENT_TO_OWNER || reply->reason == FARM_SENT_TO_PREVIOUS) {
+		require(reply->verdict == VERDICT_TX && table->directed, "only directed farms send on");
+		require(reply->bytes == request->bytes, "the length stays");
+		require(!memcmp(out + ETH_ALEN, &table->marker, sizeof(table->marker)), "what was sent on is marked");
+		require((out[11] & 0x7f) && (out[11] & 0x7f) <= FARM_HOPS, "hops are counted up to the bound");
+		require(memcmp(in + ETH_ALEN, &table->marker, sizeof(table->marker)) ||
+			    (in[11] & 0x7f) + 1 == (out[11] & 0x7f),
+			"each hop counts one");
+		require(!memcmp(in + ETH_HLEN - 2, out + ETH_HLEN - 2, reply->bytes - ETH_HLEN + 2),
+			"all else is untouched");
+		require(request->ifindex == IFINDEX, "nothing is sent on by a foreign interface");
+		return;
+	}
 	if (reply->verdict == VERDICT_TX) {
 		require(reply->reason == FARM_ARP_ANSWERED || reply->reason == FARM_ND_ANSWERED, "only answers leave");
 		require(!memcmp(out + ETH_ALEN, mac, ETH_ALEN), "an answer comes from the interface");
-		require(!memcmp(out, in + ETH_ALEN, ETH_ALEN) || !memcmp(out, all_nodes, ETH_ALEN),
+		require(!memcmp(out, in + ETH_ALEN, ETH_ALEN) || !memcmp(out, all_nodes, ETH_ALEN) ||
+			    (table->directed && !memcmp(in + ETH_ALEN, &table->marker, sizeof(table->marker)) &&
+			     !(out[0] & 1)),
 			"an answer goes to who asked");
 		require(request->ifindex == IFINDEX, "no answer on a foreign interface");
 		return;
@@ -191,7 +233,8 @@ static void run_frames(struct farm *farm, const uint8_t *head, const uint8_t *da
 	node_forget_fragments(farm->closed);
 	for (int k = 0; k < NODES; k++) {
 		node_forget_fragments(farm->nodes[k]);
-		farm->nodes[k]->planes = splits[split][k];
+		farm->nodes[k]->planes = farm->table->directed ? directed_splits[split][k] : splits[split][k];
+		farm->nodes[k]->routes = routes[split][k];
 	}
 	for (int i = 0; i < MAX_FRAMES && size > 2; i++) {
 		struct request request = {.ifindex = head[2] & 1 ? 99 : IFINDEX, .no_room = head[2] >> 1 & 1};

@@ -22,6 +22,8 @@ static struct {
 #define farm_in_use	 (*running.node->active)
 #define farm_generations running.node->tables
 #define farm_groups	 running.node->planes
+#define farm_targets	 running.node->routes
+#define farm_neighbours	 (*running.node->macs)
 #define farm_deadline	 (*running.node->lease)
 
 #include "table.h"
@@ -72,6 +74,8 @@ struct node *node_new(void)
 	node->active = new_block(sizeof(*node->active));
 	node->tables = new_block(sizeof(*node->tables) * FARM_GENERATIONS);
 	node->planes = new_block(sizeof(*node->planes) * FARM_GROUPS);
+	node->routes = new_block(sizeof(*node->routes) * FARM_GROUPS);
+	node->macs = new_block(sizeof(*node->macs));
 	node->lease = new_block(sizeof(*node->lease));
 	node->fragments = new_block(sizeof(*node->fragments) * FRAGMENT_SLOTS);
 	node->age = 1;

@@ -60,6 +60,8 @@ struct node {
 	struct farm_active *active;
 	struct farm_table *tables;  // FARM_GENERATIONS
 	struct farm_planes *planes; // FARM_GROUPS
+	struct farm_routes *routes; // FARM_GROUPS
+	struct farm_macs *macs;
 	__u64 *lease;
 	struct fragment_slot *fragments;
 	__u32 age;

@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -57,6 +57,15 @@ class Judge:
     def planes(self, group: int, states: bytes) -> None:
         """The state of every bucket of a group."""
         self._send(struct.pack("<cI", b"P", group) + states)
+
+    def routes(self, group: int, owners: bytes, following: bytes) -> None:
+        """Who owns every bucket of a group, and whom to ask after us."""
+        self._send(struct.pack("<cI", b"R", group) + owners + following)
+
+    def macs(self, macs: Mapping[int, bytes]) -> None:
+        """Where nodes are, on the only interface that there is."""
+        words = [int.from_bytes(macs.get(node, b""), "little") for node in range(64)]
+        self._send(struct.pack("<c512Q", b"M", *words, *[0] * 448))
 
     def lease(self, open_: bool) -> None:
         """Whether the lease is valid."""

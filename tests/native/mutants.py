@@ -52,6 +52,21 @@ MUTANTS = (
     Mutant("one extension header more", "parse.h", "IPV6_CHAIN = 6", "IPV6_CHAIN = 7"),
     Mutant("the lease lasts a tick longer", "lease.h", "bpf_jiffies64() >= ", "bpf_jiffies64() > "),
     Mutant(
+        "hops are not counted", "forward.h", "trail = (trail & TRAIL_HOPS) + 1;", "trail = (trail & TRAIL_HOPS) | 1;"
+    ),
+    Mutant("one hop more", "forward.h", "(trail & TRAIL_HOPS) >= FARM_HOPS", "(trail & TRAIL_HOPS) > FARM_HOPS"),
+    Mutant("a search begins anew at every node", "forward.h", " || trail_of(t, eth) & TRAIL_SEARCH", ""),
+    Mutant(
+        "a new connection is looked for", "forward.h", "!belongs_to_connection(segment) || ", "segment == ORPHAN || "
+    ),
+    Mutant("a question to all is sent on", "neighbour.h", "eth->to[0] & 1 || !asker_mac", "!asker_mac"),
+    Mutant(
+        "the answer goes to who sent the question on",
+        "neighbour.h",
+        "t->directed && trail_of(t, eth) ? arp->target_mac : eth->from",
+        "eth->from",
+    ),
+    Mutant(
         "fresh buckets take what follows",
         "farm.bpf.c",
         "state & FARM_OWN && (protocol == IPPROTO_UDP || is_opening(tcp))",

@@ -18,12 +18,13 @@ from farmd.dataplane.reasons import Reason, Verdict, verdict_of
 from farmd.model.rules import PROTOCOL_NUMBER, Affinity, Rule
 from farmd.model.siphash import bucket_of
 from tests.native.sockets import ACK, FIN, RST, SYN, Segment, Socket, claims
-from tests.native.worlds import IFINDEX, NODE_MAC, VIRTUAL_MAC, World
+from tests.native.worlds import IFINDEX, MARKER, NODE_MAC, NODES, VIRTUAL_MAC, World
 
 TAGS, EXTENSIONS, REACH = 2, 6, 1023
 HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AH, ICMP6, OPTIONS = 0, 1, 6, 17, 43, 44, 51, 58, 60
 CHAIN = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, AH, OPTIONS))
-OWN, HELD, FRESH = 1, 2, 4
+OWN, HELD, FRESH, SEND_ON = 1, 2, 4, 8
+HOPS, SEARCH, NOBODY = 8, 0x80, 255
 NO_BUCKET = 0xFFFF
 ERRORS = {4: frozenset((3, 11, 12)), 6: frozenset((1, 2, 3, 4))}
 
@@ -55,7 +56,11 @@ class Settled(Exception):
     """The packet's fate is known."""
 
     def __init__(self, reason: Reason | None, rule: int = 0) -> None:
-        self.outcome = reason, rule
+        self.outcome: Outcome = reason, rule, NOBODY
+
+
+Outcome = tuple[Reason | None, int, int]
+"""Reason, rule, and the node that the frame is sent on to."""
 
 
 @dataclass(slots=True)
@@ -111,8 +116,10 @@ class Oracle:
         self.world = world
         self.vips, self.rules, self.portless = _rulebook(world)
         self.planes: list[bytes] = [bytes(4096)] * 16
+        self.routes: list[tuple[bytes, bytes]] = [(bytes([NOBODY]) * 4096,) * 2] * 16
+        """Delivery `directed`, by group: the owner of every bucket, and whom to ask after us."""
         self.open = True
-        self._firsts: dict[tuple[bytes, bytes, int, int], tuple[Reason | None, int]] = {}
+        self._firsts: dict[tuple[bytes, bytes, int, int], Outcome] = {}
         self._asked = (NO_BUCKET, NO_BUCKET)
 
     def forget_fragments(self) -> None:
@@ -124,55 +131,88 @@ class Oracle:
         self._asked = (NO_BUCKET, NO_BUCKET)
         frame = arrival.frame
         try:
-            reason, rule = self._ethernet(arrival)
+            reason, rule, node = self._ethernet(arrival)
         except Settled as settled:
-            reason, rule = settled.outcome
+            reason, rule, node = settled.outcome
         if reason is None:
             return Told(Verdict.PASS, None, 0, *self._asked, frame)
+        sent = reason in (Reason.SENT_TO_OWNER, Reason.SENT_TO_PREVIOUS)
+        if verdict_of(reason) is not Verdict.DROP and arrival.ifindex != IFINDEX:
+            reason, rule = Reason.DROP_NO_INTERFACE, 0
+        elif sent and trail_of(frame) & ~SEARCH >= HOPS:
+            reason = Reason.DROP_HOP_LIMIT
+        elif sent and node not in NODES:
+            reason = Reason.DROP_MAC_UNKNOWN
         verdict = verdict_of(reason)
-        if verdict is not Verdict.DROP and arrival.ifindex != IFINDEX:
-            reason, rule, verdict = Reason.DROP_NO_INTERFACE, 0, Verdict.DROP
         if verdict is Verdict.PASS:
             frame = NODE_MAC + frame[6:]
+        elif verdict is Verdict.TX and sent:
+            trail = (trail_of(frame) & ~SEARCH) + 1 | (SEARCH if reason is Reason.SENT_TO_PREVIOUS else 0)
+            frame = NODES[node] + MARKER + bytes((0, trail)) + frame[12:]
         elif verdict is Verdict.TX:
-            frame = answer_arp(frame) if reason is Reason.ARP_ANSWERED else answer_nd(frame)
+            answer = answer_arp if reason is Reason.ARP_ANSWERED else answer_nd
+            frame = answer(frame, NODE_MAC if self.world.directed else VIRTUAL_MAC, self.world.directed)
         return Told(verdict, reason, rule, *self._asked, frame)
 
-    def _ethernet(self, arrival: Arrival) -> tuple[Reason | None, int]:
+    def _ethernet(self, arrival: Arrival) -> Outcome:
         frame = arrival.frame
         kind, at = ethertype(frame)
         if kind == 0x0806:
-            return self._arp(frame, at), 0
+            return self._arp(arrival, at)
         if kind == 0x0800 and len(frame) >= at + 20:
             return self._ip(arrival, self._ipv4(frame, at))
         if kind == 0x86DD and len(frame) >= at + 40:
             if frame[at + 6] == ICMP6:
                 self._neighbour(arrival, at)
             return self._ip(arrival, self._ipv6(frame, at))
-        return None, 0
+        return None, 0, NOBODY
 
     def _check_lease(self) -> None:
-        if not self.open:
+        """Without a lease nothing is for this node; in a directed farm it may still be for another."""
+        if not self.open and not self.world.directed:
             drop(Reason.DROP_LEASE_OVER)
+
+    def _send_on(self, frame: bytes, state: int, segment: Segment, rule: int, otherwise: Outcome) -> Outcome:
+        """Delivery `directed`: to the owner; a connection's segment past the owner along the row of holders."""
+        group, bucket = self._asked
+        owners, following = self.routes[group]
+        if state & OWN or owners[bucket] == 0 or trail_of(frame) & SEARCH:
+            if segment not in (Segment.FOLLOWING, Segment.REPORT) or not 0 < following[bucket] < 64:
+                return otherwise
+            return Reason.SENT_TO_PREVIOUS, rule, following[bucket]
+        return (Reason.SENT_TO_OWNER, rule, owners[bucket]) if owners[bucket] < 64 else otherwise
+
+    def _refuse_asker(self, frame: bytes, client: bytes, known: bool, otherwise: Reason) -> None:
+        """Settles a question of somebody whose bucket is not ours; `known`: it says where the asker is."""
+        state = self._state(0, client)
+        if self.open and state & OWN:
+            return
+        settled = Settled(otherwise if self.open else Reason.DROP_LEASE_OVER)
+        if state & SEND_ON and not frame[0] & 1 and known:
+            settled.outcome = self._send_on(frame, state, Segment.DATAGRAM, 0, settled.outcome)
+        raise settled
 
     def _state(self, group: int, client: bytes, extra: int = 0) -> int:
         bucket = hashed(self.world.key, client, extra)
         self._asked = group, bucket
         return self.planes[group][bucket]
 
-    def _arp(self, frame: bytes, at: int) -> Reason | None:
+    def _arp(self, arrival: Arrival, at: int) -> Outcome:
         """RFC 826 and RFC 5227."""
+        frame, directed = arrival.frame, self.world.directed
         if len(frame) < at + 28 or frame[at : at + 6] != b"\0\1\x08\0\6\4":
-            return None
+            raise Settled(None)
         sender, target = frame[at + 14 : at + 18], frame[at + 24 : at + 28]
         if target not in self.vips:
-            return None
+            raise Settled(None)
         self._check_lease()
         if sender == target:
-            return Reason.ARP_CLAIM
-        if frame[at + 6 : at + 8] != b"\0\1" or frame[6] & 1:
-            return Reason.DROP_MALFORMED
-        return Reason.ARP_ANSWERED if self._state(0, sender) & OWN else Reason.ARP_NOT_OWNER
+            ours = directed and arrival.ifindex == IFINDEX and frame[at + 8 : at + 14] in NODES.values()
+            drop(Reason.ARP_ANNOUNCED if ours else Reason.ARP_CLAIM)
+        if frame[at + 6 : at + 8] != b"\0\1" or frame[6] & 1 or (directed and frame[at + 8] & 1):
+            drop()
+        self._refuse_asker(frame, sender, True, Reason.ARP_NOT_OWNER)
+        return Reason.ARP_ANSWERED, 0, NOBODY
 
     def _neighbour(self, arrival: Arrival, at: int) -> None:
         """RFC 4861, 7.1.1. Settles a solicitation for a VIP that came to the VIP or its solicited-node address."""
@@ -186,8 +226,9 @@ class Oracle:
         self._check_lease()
         if frame[at + 7] != 255 or frame[at + 41] or frame[6] & 1:
             drop()
-        if not self._state(0, source) & OWN:
-            drop(Reason.ND_NOT_OWNER)
+        self._refuse_asker(frame, source, source_option(frame, at) is not None, Reason.ND_NOT_OWNER)
+        if arrival.ifindex != IFINDEX:
+            drop(Reason.DROP_NO_INTERFACE)
         if len(frame) < at + 72 and not arrival.room:
             drop(Reason.DROP_NO_ROOM)
         raise Settled(Reason.ND_ANSWERED)
@@ -212,7 +253,7 @@ class Oracle:
         packet.vip = vip
         return packet
 
-    def _ip(self, arrival: Arrival, packet: Packet) -> tuple[Reason | None, int]:
+    def _ip(self, arrival: Arrival, packet: Packet) -> Outcome:
         """All fragments of a datagram share the fate of the first."""
         if packet.client == packet.vip:
             drop()
@@ -220,7 +261,10 @@ class Oracle:
         protocol = packet.protocol if packet.version == 4 else 0
         datagram = packet.client, packet.vip, packet.datagram, protocol
         if packet.later and datagram in self._firsts:
-            return self._firsts[datagram]
+            first = self._firsts[datagram]
+            if not self.open and first[0] is not None and verdict_of(first[0]) is Verdict.PASS:
+                drop(Reason.DROP_LEASE_OVER)
+            return first
         try:
             outcome = self._transport(arrival, packet)
         except Settled as settled:
@@ -229,7 +273,7 @@ class Oracle:
             self._firsts[datagram] = outcome
         return outcome
 
-    def _transport(self, arrival: Arrival, packet: Packet) -> tuple[Reason | None, int]:
+    def _transport(self, arrival: Arrival, packet: Packet) -> Outcome:
         frame = arrival.frame
         if packet.later:
             packet.segment = Segment.ORPHAN
@@ -245,7 +289,7 @@ class Oracle:
                 packet = quoted(frame, packet)
         return self._rule(arrival, packet)
 
-    def _rule(self, arrival: Arrival, packet: Packet) -> tuple[Reason, int]:
+    def _rule(self, arrival: Arrival, packet: Packet) -> Outcome:
         rule: Rule | None = None
         if packet.protocol in (TCP, UDP):
             if packet.segment is Segment.ORPHAN:
@@ -254,13 +298,24 @@ class Oracle:
                 named = self.rules.get((packet.vip, packet.protocol), ())
                 rule = next((rule for rule in named if packet.vip_port in rule.ports), None)
         if rule is not None:
-            return self._decide(arrival, packet, self._state(rule.group, *by_affinity(rule, packet))), rule.index
+            return self._place(arrival, packet, self._state(rule.group, *by_affinity(rule, packet)), rule.index)
         if packet.protocol != (ICMP if packet.version == 4 else ICMP6):
             if packet.segment is Segment.ORPHAN:
                 drop(Reason.DROP_FRAGMENT_UNKNOWN)
             if self.world.drop_without_rule:
                 drop(Reason.DROP_NO_RULE)
-        return self._decide(arrival, packet, self._state(0, packet.client)), 0
+        return self._place(arrival, packet, self._state(0, packet.client), 0)
+
+    def _place(self, arrival: Arrival, packet: Packet, state: int, rule: int) -> Outcome:
+        """What the state of the bucket makes of it; what is another's is sent on."""
+        outcome: Outcome = Reason.DROP_LEASE_OVER, 0, NOBODY
+        if self.open:
+            outcome = self._decide(arrival, packet, state & ~SEND_ON), rule, NOBODY
+        reason = outcome[0]
+        assert reason is not None
+        if not state & SEND_ON or verdict_of(reason) is not Verdict.DROP or reason is Reason.DROP_FRAGMENT_UNKNOWN:
+            return outcome
+        return self._send_on(arrival.frame, state, packet.segment, rule, outcome)
 
     def _decide(self, arrival: Arrival, packet: Packet, state: int) -> Reason:
         """The table of ARCHITECTURE.md, "Data plane"."""
@@ -397,22 +452,35 @@ def quoted(frame: bytes, error: Packet) -> Packet:
     return ours
 
 
-def answer_arp(frame: bytes) -> bytes:
-    """The reply: the VIP is at the virtual MAC."""
+def trail_of(frame: bytes) -> int:
+    """What a node that sent the frame on says of its way; 0 if it comes from a client."""
+    return frame[11] if frame[6:10] == MARKER else 0
+
+
+def source_option(frame: bytes, at: int) -> bytes | None:
+    """Where a solicitation says that the asker is, if it does so in its first option."""
+    option = frame[at + 64 : at + 72]
+    return option[2:] if len(option) == 8 and option[:2] == b"\1\1" and not option[2] & 1 else None
+
+
+def answer_arp(frame: bytes, announced: bytes, directed: bool) -> bytes:
+    """The reply: the VIP is at the address that this delivery announces."""
     _, at = ethertype(frame)
     asker, sender, target = frame[at + 8 : at + 14], frame[at + 14 : at + 18], frame[at + 24 : at + 28]
-    reply = frame[at : at + 6] + b"\0\2" + VIRTUAL_MAC + target + asker + sender
-    return frame[6:12] + NODE_MAC + frame[12:at] + reply + frame[at + 28 :]
+    reply = frame[at : at + 6] + b"\0\2" + announced + target + asker + sender
+    return (asker if directed and trail_of(frame) else frame[6:12]) + NODE_MAC + frame[12:at] + reply + frame[at + 28 :]
 
 
-def answer_nd(frame: bytes) -> bytes:
+def answer_nd(frame: bytes, announced: bytes, directed: bool) -> bytes:
     """The advertisement: RFC 4861, 4.4 and 7.2.4."""
     _, at = ethertype(frame)
     asker, target = frame[at + 8 : at + 24], frame[at + 48 : at + 64]
     mac, flags = frame[6:12], 0x60
+    if directed and trail_of(frame):
+        mac = source_option(frame, at) or mac
     if asker == bytes(16):
         asker, mac, flags = bytes.fromhex("ff02" + "0" * 27 + "1"), bytes.fromhex("333300000001"), 0x20
-    message = bytes((136, 0, 0, 0, flags, 0, 0, 0)) + target + b"\2\1" + VIRTUAL_MAC
+    message = bytes((136, 0, 0, 0, flags, 0, 0, 0)) + target + b"\2\1" + announced
     covered = target + asker + struct.pack("!II", len(message), ICMP6) + message
     total = sum(struct.unpack(f"!{len(covered) // 2}H", covered))
     while total >> 16:

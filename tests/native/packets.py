@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from farmd.model.rules import PROTOCOL_NUMBER, Rule
 from tests.native.oracle import AH, FRAGMENT, HOP_BY_HOP, ICMP, ICMP6, OPTIONS, ROUTING, TCP, UDP, Arrival
 from tests.native.sockets import ACK, FIN, RST, SYN, Socket, State
-from tests.native.worlds import IFINDEX, NODE_MAC, VIRTUAL_MAC, World
+from tests.native.worlds import IFINDEX, MARKER, NODE_MAC, NODES, VIRTUAL_MAC, World
 
 HOT_CLIENTS = 64
 FLAGS = (SYN, SYN, SYN, ACK, ACK, ACK | 8, FIN | ACK, RST, RST | ACK, SYN | ACK, SYN | FIN, SYN | RST, 0, SYN | 0xC0)
@@ -89,6 +89,8 @@ class Generator:
         rng = self.rng
         to = rng.choice((VIRTUAL_MAC, VIRTUAL_MAC, NODE_MAC, b"\xff" * 6))
         by = (b"\x01" if rng.random() < 0.02 else b"\x02") + rng.randbytes(5)
+        if rng.random() < 0.3:
+            by = MARKER + bytes((rng.randrange(4), rng.choice((0, 1, 2, 7, 8, 9, 0x7F)) | rng.choice((0, 0x80))))
         tags = b""
         if rng.random() < 0.25:
             for _ in range(rng.choice((1, 1, 2, 2, 3))):
@@ -239,7 +241,8 @@ class Generator:
         operation = rng.choice((b"\0\1", b"\0\1", b"\0\1", b"\0\2", rng.randbytes(2)))
         sender = rng.choice((self._client(vip), bytes(4), vip))
         target = vip if rng.random() < 0.9 else rng.randbytes(4)
-        payload = head + operation + rng.randbytes(6) + sender + bytes(6) + target
+        asker = rng.choice((rng.randbytes(6), rng.choice(tuple(NODES.values()))))
+        payload = head + operation + asker + sender + bytes(6) + target
         return self._ether(0x0806, payload + bytes(rng.choice((0, 18))))
 
     def _solicitation(self, vip: bytes) -> bytes:

@@ -14,7 +14,7 @@ from tests.native.fuzz import coverage, fuzz, lines_covered
 from tests.native.judge import Judge
 from tests.native.oracle import OWN, Oracle
 from tests.native.packets import Generator
-from tests.native.worlds import WORLDS
+from tests.native.worlds import NODES, WORLDS
 
 FUZZED_S = 10
 LINES_COVERED = 95.0
@@ -25,7 +25,7 @@ def test_the_filter_agrees_with_its_oracle() -> None:
     tally = campaign(build(Kind.JUDGE), 30_000, seed=2)
 
     assert not tally.differences, report(tally)
-    assert len(tally.reasons) == 23, report(tally)  # every reason there is, and none
+    assert len(tally.reasons) == 28, report(tally)  # every reason there is, and none
     assert len(tally.buckets) > 8_000
 
 
@@ -53,6 +53,7 @@ def test_the_oracle_notices(farm: int) -> None:
     arrivals = [generator.arrival() for _ in range(500)]
     with Judge(build(Kind.JUDGE)) as judge:
         judge.configure(world.table)
+        judge.macs(NODES)
         judge.lease(True)
         for group in range(16):
             judge.planes(group, bytes([OWN]) * 4095 + bytes(1))

@@ -7,10 +7,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 
 from farmd.dataplane import tables
+from farmd.model.config import Delivery
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.rules import MAX_GROUPS, MAX_RULES, MAX_VIPS, Address, Affinity, Protocol, Rule
 from tests.packet import rig
@@ -19,6 +21,11 @@ from tests.unit import farms
 IFINDEX = 2
 NODE_MAC = bytes.fromhex("020000000011")
 VIRTUAL_MAC = bytes.fromhex("02fa12000001")
+FARM = "test"
+MARKER = b"\x06\xfa" + sha256(FARM.encode()).digest()[:2]
+"""How source addresses of frames begin that were sent on."""
+NODES = {node: bytes((2, 0, 0, 0, 1, node)) for node in (1, 2, 3)}
+"""Where other nodes are in delivery `directed`; we are node 0. A fourth has not said where it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +36,7 @@ class World:
     vips: tuple[Address, ...]
     rules: tuple[Rule, ...]
     drop_without_rule: bool = True
+    directed: bool = False
 
     @cached_property
     def table(self) -> bytes:
@@ -40,6 +48,8 @@ class World:
             rules=self.rules,
             virtual_mac=VIRTUAL_MAC,
             drop_without_rule=self.drop_without_rule,
+            delivery=Delivery.DIRECTED if self.directed else Delivery.FLOOD,
+            farm=FARM,
         )
         return tables.encode(config, self.key, [facts])
 
@@ -115,6 +125,7 @@ WORLDS: tuple[World, ...] = (
     _largest(),
     _by_port(),
     _one_vip(),
+    World(farms.KEY, (farms.VIP4, farms.VIP6), rig.RULES, directed=True),
     _ranges(),
 )
 """The first is the farm of the packet tests."""

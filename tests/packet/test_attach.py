@@ -66,7 +66,8 @@ def test_veth_gets_generic_mode_and_says_why(rig: Rig) -> None:
 def test_pins_are_for_root_only(rig: Rig) -> None:
     assert rig.pin_dir.stat().st_mode & 0o077 == 0
     assert {path.name for path in rig.pin_dir.iterdir()} == {
-        *("active", "tables", "planes", "lease", "counters", "fragments", "watch", "samples"),
+        *("active", "tables", "planes", "routes", "macs", "lease", "counters", "fragments"),
+        *("watch", "samples"),
         *("filter", "explain", "renew"),
         f"link-{rig.facts.ifindex}",
     }

@@ -153,7 +153,7 @@ class FakeFarmd:
             owner="node2",
             why="view 12 (started), weights: node1 100, node2 100, node3 100",
             planes=PlanesData(own=False, held=True, fresh=False),
-            proof=ProofData(node="node1", verdict="drop", reason="not-owner", agrees=self.agrees),
+            proof=ProofData(node="node1", verdict="drop", reason="not-owner", sent_to=None, agrees=self.agrees),
         )
 
     async def reload(self) -> Operation:

@@ -17,6 +17,7 @@ from farmd.dataplane import planes, tables
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.dataplane.reasons import REASONS, VERDICTS, Reason, Verdict, verdict_of
 from farmd.model import siphash
+from farmd.model.config import Delivery
 from farmd.model.interfaces import InterfaceFacts
 from farmd.model.planes import CLOSED, Planes
 from farmd.model.rules import Address, Affinity, Protocol, Rule
@@ -165,10 +166,20 @@ def test_the_rest_of_the_table() -> None:
     table = ffi.from_buffer("struct farm_table *", tables.encode(config, farms.KEY, [ETH0]))
     key = ffi.from_buffer("uint64_t[2]", farms.KEY)
     assert (table.hash.v2, table.hash.v3) == (key[0] ^ 0x6C7967656E657261, key[1] ^ 0x7465646279746573)
-    assert bytes(table.virtual_mac) == config.virtual_mac
-    assert table.accept_without_rule == 1
+    assert bytes(table.interfaces[0].announced) == config.virtual_mac
+    assert (table.accept_without_rule, table.directed) == (1, 0)
     assert (table.interfaces[0].ifindex, bytes(table.interfaces[0].mac)) == (7, ETH0.mac)
     assert table.interfaces[1].ifindex == 0
+
+
+def test_the_table_of_a_directed_farm() -> None:
+    config = replace(farms.config(), delivery=Delivery.DIRECTED, me=farms.config().members[2])
+    table = ffi.from_buffer("struct farm_table *", tables.encode(config, farms.KEY, [ETH0]))
+    assert (table.directed, table.node) == (1, 2)
+    assert bytes(table.interfaces[0].announced) == ETH0.mac
+    assert table.marker.to_bytes(4, "little") == tables.marker("test")
+    assert tables.marker("test")[0] & 3 == 2  # unicast, and nobody's by a manufacturer
+    assert tables.marker("test") != tables.marker("other")
 
 
 def test_later_fragments_have_a_rule_where_all_rules_agree() -> None:

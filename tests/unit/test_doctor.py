@@ -26,7 +26,7 @@ from farmd.doctor.facts import (
     XdpProgram,
 )
 from farmd.doctor.finding import Finding, Level, fail, of_error, ok, worst
-from farmd.model.config import AttachMode
+from farmd.model.config import AttachMode, Delivery
 from farmd.model.errors import KernelError
 from farmd.model.interfaces import InterfaceFacts
 
@@ -306,3 +306,24 @@ def test_a_check_that_cannot_be_made_is_a_finding() -> None:
     assert found == Finding("link", FAIL, "interface eth7: there is none", "Correct farm.toml")
     assert worst([]) is OK
     assert worst([Finding("a", WARN, "t", "f"), found, Finding("b", OK, "t")]) is FAIL
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted", "check", "level", "text"),
+    [
+        (nic(), "auto", "sending-on", OK, "can send frames on"),
+        (nic(kind="veth", programs=()), "native", "sending-on", WARN, "its other end has XDP or GRO on"),
+        (nic(kind="veth"), "auto", "sending-on", WARN, "its other end has XDP or GRO on"),
+        (nic(kind="veth", programs=()), "auto", "sending-on", OK, "can send frames on"),
+        (nic(kind="veth", programs=()), "native", "attach-mode", OK, "native, because farm.toml says so"),
+        (nic(kind="veth", programs=()), "auto", "attach-mode", OK, "generic, which sends frames on"),
+        (nic(kind="ipvlan", driver=""), "auto", "sending-on", FAIL, "under its own MAC address only"),
+        (nic(driver="iwlwifi"), "auto", "sending-on", FAIL, "iwlwifi"),
+        (nic(features={"rx-vlan-hw-parse": True}), "auto", "rx-vlan-offload", WARN, "and what is sent on"),
+    ],
+)
+def test_link_of_a_directed_farm(facts: LinkFacts, wanted: str, check: str, level: Level, text: str) -> None:
+    findings = list(link.judge(facts, AttachMode(wanted), VIRTUAL_MAC, ipv4=True, delivery=Delivery.DIRECTED))
+    (found,) = (finding for finding in findings if finding.check == check)
+    assert_finding(found, level, text)
+    assert "virtual-mac" not in levels(findings), "there is none"

@@ -213,6 +213,14 @@ def test_the_virtual_mac_is_unicast_local_and_the_farms_own() -> None:
     assert farmfile.virtual_mac("web").hex(":") == "02:fa:4b:5e:57:f6"
 
 
+def test_delivery_multicast_has_a_group_address_and_directed_none_of_its_own() -> None:
+    mac = farmfile.virtual_mac("web", Delivery.MULTICAST)
+    assert mac.hex(":") == "03:fa:4b:5e:57:f6"
+    several = parse(SMALL.replace("[farm]", '[farm]\ndelivery = "multicast"'))
+    assert (several.delivery, several.virtual_mac[0]) == (Delivery.MULTICAST, 3)
+    assert parse(SMALL.replace("[farm]", '[farm]\ndelivery = "directed"')).delivery is Delivery.DIRECTED
+
+
 def members(nodes: int, witnesses: int = 0) -> str:
     tables = ""
     for number in range(nodes + witnesses):

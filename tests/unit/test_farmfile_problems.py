@@ -96,8 +96,16 @@ CASES = [
      "or a mapped IPv4 address. Write a plain global or unique local address."),
     ('["10.77.0.12"]', "[]", '11:13: "addresses" in [[member]] "node2" has 0 entries. It needs at least 1.'),
     ("[node]", 'virtual_mac = "03:00:00:00:00:01"',
-     '3:15: "virtual_mac" in [farm] is 03:00:00:00:00:01, which is not a '
-     "unicast address. Take one whose first byte is even, such as 02."),
+     '3:15: 03:00:00:00:00:01 is a group address, and delivery "flood" needs a unicast one. '
+     'Take one whose first byte is even, such as 02, or delivery = "multicast".'),
+    ("[node]", 'delivery = "multicast"\nvirtual_mac = "02:00:00:00:00:01"',
+     '4:15: 02:00:00:00:00:01 is no group address, which delivery "multicast" needs. '
+     "Take one whose first byte is odd, such as 03."),
+    ("[node]", 'delivery = "directed"\nvirtual_mac = "02:00:00:00:00:01"',
+     '4:1: delivery "directed" has no virtual MAC. Remove it: VIPs resolve to the nodes\' own addresses.'),
+    ("[node]", 'virtual_mac = "ff:ff:ff:ff:ff:ff"',
+     '3:15: "virtual_mac" in [farm] is ff:ff:ff:ff:ff:ff, which no farm can have. '
+     'Write one such as "02:fa:00:00:00:01".'),
     ("[node]", 'virtual_mac = "02:00"', '3:15: "virtual_mac" in [farm] is "02:00", not a MAC address. '
      'Write six bytes such as "02:fa:00:00:00:01".'),
     ("[node]", "drain_deadline_s = 0", '3:20: "drain_deadline_s" in [farm] is 0. It must be more than 0.'),

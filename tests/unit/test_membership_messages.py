@@ -22,10 +22,10 @@ from farmd.membership.messages import (
     Promise,
     Propose,
     Start,
-    WireError,
     decode,
     encode,
 )
+from farmd.membership.packing import WireError
 from farmd.membership.requests import Drain, Leave, Ready, RequestId, SetWeight
 from farmd.model.buckets import ALL_BUCKETS, BUCKETS, NOBODY
 from farmd.model.nodes import MAX_NODES, BootId, NodeId

@@ -146,6 +146,27 @@ def test_frames_for_the_virtual_mac_reach_the_stack(bench: Bench) -> None:
     assert f"{bench.config.virtual_mac.hex(':')} self permanent" in bench.macs()
 
 
+def test_the_group_of_a_multicast_farm_is_joined_and_left(bench: Bench) -> None:
+    group = bytes.fromhex("03fa12000001")
+    config = replace(bench.config, delivery=Delivery.MULTICAST, virtual_mac=group)
+
+    assert bench.host.run(setup.apply, config, bench.facts).acceptance == {"eth0": Acceptance.MULTICAST_FILTER}
+    assert f"{group.hex(':')} self permanent" in bench.macs()
+    assert "PROMISC" not in bench.host.ip("link show eth0")
+    assert bench.host.run(setup.apply, config, bench.facts).changes == ()
+
+    bench.host.run(setup.remove, config, bench.facts)
+    assert group.hex(":") not in bench.macs()
+
+
+def test_a_directed_farm_has_no_virtual_mac_and_takes_an_earlier_one_back(bench: Bench) -> None:
+    bench.apply()
+    config = replace(bench.config, delivery=Delivery.DIRECTED)
+
+    assert bench.host.run(setup.apply, config, bench.facts).acceptance == {"eth0": Acceptance.OWN_MAC}
+    assert bench.config.virtual_mac.hex(":") not in bench.macs()
+
+
 def test_a_nic_that_takes_no_more_addresses_becomes_promiscuous(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object) -> None:
         raise NetlinkError(errno.EOPNOTSUPP)
