@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import select
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from farmd.mirrord.keys import Keys, check_name
 from farmd.model.errors import PeerError
 
 MAX_FINDINGS = 500
-"""Names that a report carries; there may be more."""
+MAX_FINDING_BYTES = 64 * 1024
+"""Names that a report carries, and their bytes, so that it fits a message; there may be more."""
 _CHUNK = 256 * 1024
 _HANDSHAKE_S = 5.0
 
@@ -67,7 +70,7 @@ class BulkPass:
             end = self._run.source if source else self._run.target
             try:
                 counters = end(plain.fileno(), plain.fileno())
-                self.findings = tuple(one for _, one in zip(range(MAX_FINDINGS), self._run.findings(), strict=False))
+                self.findings = tuple(_some(self._run.findings()))
             finally:
                 self._run.close()
         return counters
@@ -124,6 +127,15 @@ def _pump(plain: socket.socket, tls: ssl.SSLSocket) -> None:
             if into:
                 with contextlib.suppress(BlockingIOError):
                     into = into[plain.send(into) :]
+
+
+def _some(findings: Iterator[Finding]) -> Iterator[Finding]:
+    room = MAX_FINDING_BYTES
+    for one in itertools.islice(findings, MAX_FINDINGS):
+        room -= len(one.path)
+        if room < 0:
+            return
+        yield one
 
 
 def report(bulk: BulkPass, progress: Progress) -> dict[str, Any]:

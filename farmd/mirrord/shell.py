@@ -40,7 +40,7 @@ from farmd.mirrord.keys import Keys
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
 from farmd.mirrord.wire import Control, Message, Peer
-from farmd.model.errors import FarmError, KernelError, TimedOut
+from farmd.model.errors import FarmError, KernelError, Refused, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
 from farmd.model.nodes import NodeId
 
@@ -114,6 +114,8 @@ class Shell:
         """Start a comparison that changes nothing. Raises KernelError if there is one, or no peer."""
         if self.control is None:
             raise KernelError(what.name.lower(), "the peer is not connected", "See `farmctl mirror status`")
+        if what is Mode.VERIFY and not (self.node.phase is Phase.PRIMARY and self.node.link is Link.SYNCED):
+            raise Refused("verify", "this node is not a primary in sync", "Ask the primary, or use diff")
         if self.job is not None and self.job.state == "running":
             raise KernelError(what.name.lower(), f"a {self.job.what} goes on", "Wait for its end")
         self.job = Job(what.name.lower(), (self.job.number if self.job else 0) + 1)
@@ -280,8 +282,7 @@ class Shell:
     async def _compare(self, mode: Mode, job: Job) -> None:
         try:
             counters, found = await self.resync.compare(mode)
-            synced = self.node.phase is Phase.PRIMARY and self.node.link is Link.SYNCED
-            if found and mode is Mode.VERIFY and synced:
+            if found and mode is Mode.VERIFY:
                 found = await self.resync.confirm(self.serving, found)
             names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(one.path)} for one in found]
             job.result = {"counters": counters, "findings": names, "equal": not found and not counters["errors"]}
