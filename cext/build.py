@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles what is not Python: the filter (clang) and the libbpf binding (cffi, a C compiler).
+"""Compiles what is not Python: the filter (clang), and behind cffi (a C compiler) libbpf and the mirror's engines.
 
 `python cext/build.py` builds in place, for developers; `cext/hatch_build.py` calls the same function for wheels and
 editable installs. Nothing is compiled again unless one of its sources is newer.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "farmd.dataplane._libbpf"
+CHECKSUM_MODULE = "farmd._checksum"
 
 
 class BuildError(Exception):
@@ -28,8 +29,8 @@ class BuildError(Exception):
 
 
 def build(root: Path = ROOT) -> list[Path]:
-    """Compile the filter and the binding into `farmd/dataplane/`; returns the files. Raises BuildError."""
-    return [build_filter(root), build_binding(root)]
+    """Compile the filter and the C modules into `farmd/`; returns the files. Raises BuildError."""
+    return [build_filter(root), build_binding(root), build_checksum(root), build_mirrorfs(root)]
 
 
 def build_filter(root: Path) -> Path:
@@ -56,22 +57,86 @@ def build_binding(root: Path) -> Path:
     abi, *hashing = (root / "ebpf" / name for name in ("farm_abi.h", "siphash.h", "hashkey.h"))
     if _is_fresh(target, [cdef, glue, abi, *hashing, Path(__file__)]):
         return target
+    compiler, includes = _python_compiler()
+    if not Path("/usr/include/bpf/libbpf.h").exists():
+        raise BuildError("the headers of libbpf are missing: apt-get install libbpf-dev")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "_libbpf.c"
+        declarations = [abi_declarations(abi.read_text()), cdef.read_text()]
+        source.write_text(_binding_source(MODULE, declarations, glue.read_text()))
+        command = [compiler, "-O2", "-g0", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+        # -Wno-unused-parameter: cffi's generated functions have some.
+        command += [f"-I{root / 'ebpf'}", f"-I{includes}", str(source), "-lbpf"]
+        _replace(target, lambda out: _run([*command, "-o", str(out)], root))
+    return target
+
+
+def build_checksum(root: Path = ROOT) -> Path:
+    """Compile the checksum engine and its cffi module, again for Python's stable ABI."""
+    target = root / "farmd" / "_checksum.abi3.so"
+    folder = root / "cext" / "checksum"
+    sources = sorted(folder.glob("*.c"))
+    if _is_fresh(target, [*sources, *folder.glob("*.h"), Path(__file__)]):
+        return target
+    compiler, includes = _python_compiler()
+    if not Path("/usr/include/xxhash.h").exists():
+        raise BuildError("the headers of xxHash are missing: apt-get install libxxhash-dev")
+    with tempfile.TemporaryDirectory() as temporary:
+        glue = Path(temporary) / "_checksum.c"
+        abi = abi_declarations((folder / "abi.h").read_text())
+        glue.write_text(_binding_source(CHECKSUM_MODULE, [abi], '#include "abi.h"'))
+        command = [compiler, "-std=gnu11", "-O2", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
+        command += ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+        command += [f"-I{folder}", f"-I{includes}", str(glue), *map(str, sources), "-lxxhash"]
+        _replace(target, lambda out: _run([*command, "-o", str(out)], root))
+    return target
+
+
+def _python_compiler() -> tuple[str, Path]:
+    """A C compiler, and where Python's headers are."""
     compiler = shutil.which((os.environ.get("CC") or "cc").split()[0])
     if compiler is None:
         raise BuildError("a C compiler is missing: apt-get install gcc")
     includes = Path(sysconfig.get_path("include"))
     if not (includes / "Python.h").exists():
         raise BuildError("the headers of Python are missing: apt-get install python3-dev")
-    if not Path("/usr/include/bpf/libbpf.h").exists():
-        raise BuildError("the headers of libbpf are missing: apt-get install libbpf-dev")
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "_libbpf.c"
-        source.write_text(_binding_source(cdef.read_text(), abi.read_text(), glue.read_text()))
-        command = [compiler, "-O2", "-g0", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
-        # -Wno-unused-parameter: cffi's generated functions have some.
-        command += [f"-I{root / 'ebpf'}", f"-I{includes}", str(source), "-lbpf"]
-        _replace(target, lambda out: _run([*command, "-o", str(out)], root))
+    return compiler, includes
+
+
+def build_mirrorfs(root: Path) -> Path:
+    """The mirror's write-through file system, its stream and its receiver: `farmd/_mirrorfs.abi3.so`."""
+    target = root / "farmd" / "_mirrorfs.abi3.so"
+    folder = root / "cext" / "mirror"
+    sources = sorted(folder.glob("*.c"))
+    if _is_fresh(target, [*sources, *folder.glob("*.h"), Path(__file__)]):
+        return target
+    compiler = shutil.which((os.environ.get("CC") or "cc").split()[0])
+    if compiler is None:
+        raise BuildError("a C compiler is missing: apt-get install gcc")
+    for header, package in {"xxhash.h": "libxxhash-dev", "openssl/ssl.h": "libssl-dev"}.items():
+        if not Path("/usr/include", header).exists():
+            raise BuildError(f"<{header}> is missing: apt-get install {package}")
+    with tempfile.TemporaryDirectory() as scratch:
+        glue = Path(scratch) / "_mirrorfs.c"
+        glue.write_text(_mirrorfs_source((folder / "api.h").read_text()))
+        command = [compiler, "-std=gnu11", "-O2", "-g0", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+        command += ["-Wno-unused-parameter", f"-I{folder}", f"-I{sysconfig.get_path('include')}", str(glue)]
+        libraries = ["-lssl", "-lcrypto"]
+        _replace(target, lambda out: _run([*command, *map(str, sources), *libraries, "-o", str(out)], root))
     return target
+
+
+def _mirrorfs_source(api: str) -> str:
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef("\n".join(line for line in api.splitlines() if not line.startswith("#")))
+    ffi.set_source("farmd._mirrorfs", '#include "api.h"')
+    with tempfile.TemporaryDirectory() as folder:
+        generated = Path(folder) / "generated.c"
+        with contextlib.redirect_stdout(io.StringIO()):
+            ffi.emit_c_code(str(generated))
+        return "#define Py_LIMITED_API 0x030b0000\n" + generated.read_text()
 
 
 def abi_declarations(header: str) -> str:
@@ -81,13 +146,13 @@ def abi_declarations(header: str) -> str:
     return re.sub(r"__u(8|16|32)\b", r"uint\1_t", text)
 
 
-def _binding_source(cdef: str, abi: str, glue: str) -> str:
+def _binding_source(module: str, declarations: list[str], glue: str) -> str:
     import cffi  # only needed here: `build_filter` alone must work without it
 
     ffi = cffi.FFI()
-    ffi.cdef(abi_declarations(abi))
-    ffi.cdef(cdef)
-    ffi.set_source(MODULE, glue)
+    for each in declarations:
+        ffi.cdef(each)
+    ffi.set_source(module, glue)
     with tempfile.TemporaryDirectory() as folder:
         generated = Path(folder) / "generated.c"
         with contextlib.redirect_stdout(io.StringIO()):  # it says "generating"

@@ -118,6 +118,14 @@ class Client:
         """Let this node leave the farm as planned. Refused without `force` if the farm would go dark."""
         return self._call("POST", "/v1/leave", "Operation", {"force": force})
 
+    def mirror(self) -> Answer[dict[str, Any]]:
+        """The state of the mirror whose socket this is."""
+        return self._call("GET", "/v1/mirror", "MirrorStatus")
+
+    def order_mirror(self, verb: str, body: dict[str, Any]) -> Answer[dict[str, Any]]:
+        """Give the mirror an order."""
+        return self._call("POST", f"/v1/mirror/{quote(verb, safe='')}", "Operation", body)
+
     def _change(self, member: str, what: str, body: dict[str, Any]) -> Answer[Operation]:
         return self._call("POST", f"/v1/members/{quote(member, safe='')}/{what}", "Operation", body)
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from farmd import __version__
-from farmd.cli import counters, demo, doctor, drain, events, explain, files, lab, status, trace, weight
+from farmd.cli import counters, demo, doctor, drain, events, explain, files, lab, mirror, status, trace, weight
 from farmd.cli.errors import ExitCode, exit_code, exit_code_table, paragraph, tell
 from farmd.cli.output import ReaderGone, note, say
 from farmd.cli.session import ColourOption, JsonOption, Session, SocketOption, TimeoutOption
@@ -40,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for family in (status, drain, weight, explain, trace, doctor, events, counters, files, lab, demo):
+for family in (status, drain, weight, explain, trace, doctor, events, counters, files, lab, mirror, demo):
     family.register(app)
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modules": {"model"},
     "checkers": {"model"},
     "mirror": {"model"},
+    "mirrord": {"model", "mirror"},
     "daemon": {"model", "membership", "dataplane", "net", "modules", "checkers", "mirror", "metrics"},
     "metrics": {"model", "client"},
     "console": {"model", "client"},
@@ -31,12 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": {"model", "net", "client", "dataplane"},
     "doctor": {"model", "client", "net", "dataplane"},
     "trace": {"model", "client", "net", "dataplane"},
-    "cli": {"model", "client", "lab", "doctor"},
+    "cli": {"model", "client", "lab", "doctor", "mirrord"},
 }
 """Which rooms a room may import besides itself. `client` is the module that speaks the daemon's API."""
 
-SHARED = ("farmd.membership.keys",)
-"""Modules that every room may import: the format of the key file has one home, and `cli` and `lab` make such files."""
+SHARED = ("farmd.membership.keys", "farmd.daemon.httpd")
+"""Modules that every room may import: the format of the key file has one home, and `cli` and `lab` make such files;
+every local API is served on its socket in one way."""
 
 MAX_LINES = 420
 MAX_FUNCTION_LINES = 48

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+#include "engine.h"
+
+void engine_open(struct engine *e, const struct checksum_options *options, struct checksum_progress *progress,
+		 struct checksum_error *error)
+{
+	memset(e, 0, sizeof(*e));
+	memset(error, 0, sizeof(*error));
+	e->options = options;
+	e->progress = progress;
+	e->error = error;
+	pthread_mutex_init(&e->lock, NULL);
+}
+
+void engine_close(struct engine *e)
+{
+	pthread_mutex_destroy(&e->lock);
+}
+
+int engine_fail(struct engine *e, int code, const char *format, ...)
+{
+	va_list arguments;
+
+	pthread_mutex_lock(&e->lock);
+	if (!e->failed) {
+		e->error->code = code;
+		va_start(arguments, format);
+		vsnprintf(e->error->text, sizeof(e->error->text), format, arguments);
+		va_end(arguments);
+	}
+	__atomic_store_n(&e->failed, 1, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&e->lock);
+	return -1;
+}
+
+int engine_stopping(struct engine *e)
+{
+	if (__atomic_load_n(&e->failed, __ATOMIC_ACQUIRE))
+		return 1;
+	if (!__atomic_load_n(&e->progress->stop, __ATOMIC_RELAXED))
+		return 0;
+	engine_fail(e, ECANCELED, "stopped by the caller");
+	return 1;
+}
+
+void engine_report(struct engine *e, uint32_t finding, int code, const char *folder, const char *name)
+{
+	char path[PATH_ROOM + NAME_ROOM];
+	int length = snprintf(path, sizeof(path), "%s%s%s", folder, *folder && *name ? "/" : "", name);
+	uint32_t head[3] = {(uint32_t)length, finding, (uint32_t)code};
+	struct iovec parts[2] = {{head, sizeof(head)}, {path, (size_t)length}};
+
+	COUNT(e, files_differing, finding != CHECKSUM_UNREADABLE && finding != CHECKSUM_CHANGING);
+	COUNT(e, files_changing, finding == CHECKSUM_CHANGING);
+	COUNT(e, errors, finding == CHECKSUM_UNREADABLE);
+	if (e->options->report_fd < 0)
+		return;
+	pthread_mutex_lock(&e->lock);
+	ssize_t wrote = writev(e->options->report_fd, parts, 2);
+	pthread_mutex_unlock(&e->lock);
+	if (wrote != (ssize_t)(sizeof(head) + (size_t)length))
+		engine_fail(e, wrote < 0 ? errno : ENOSPC, "the report cannot be written");
+}
+
+uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+int path_join(char to[PATH_ROOM], const char *folder, const char *name)
+{
+	int length = snprintf(to, PATH_ROOM, "%s%s%s", folder, *folder && *name ? "/" : "", name);
+
+	return length < 0 || (unsigned int)length >= PATH_ROOM ? -1 : 0;
+}

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `farmctl mirror` writes what a node said: a summary for people, a progress bar, a list of differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from farmd.cli.output import duration
+
+_WIDTH = 24
+
+
+def summary(data: dict[str, Any]) -> str:
+    """`farmctl mirror status`: the verdict first, then what explains it."""
+    peer = data["peer"]
+    lines = [
+        f"{data['name']}  node {data['node']}  {data['role'].upper()}  {data['why']}",
+        f"  directory   {data['directory']}",
+        f"  generation  {data['generation']}",
+        f"  peer        {peer['address']} {'connected' if peer['connected'] else 'not connected'}"
+        + ("" if data["encrypted"] else ", not encrypted"),
+        f"  ack         {data['ack']}, {_size(data['lag']['bytes'])} behind; arbiter {data['arbiter']}",
+    ]
+    if data["dirty"]:
+        more = "at least " if data["dirty"]["more"] else ""
+        changed = f"{more}{_size(data['dirty']['bytes'])} in {data['dirty']['files']} files"
+        lines.append(f"  to send     {changed} changed since the peer went, as far as this process saw")
+    if data["resync"]:
+        lines.append(f"  resync      {bar(data)}")
+    elif data["last_resync"]:
+        last = data["last_resync"]
+        moved = f"{_size(last['bytes_moved'])} in {last['names']} names, {duration(last['seconds'])}"
+        lines.append(f"  last resync {moved}")
+    if data["trouble"]:
+        lines.append(f"  trouble     {data['trouble']}")
+    if data["split"]:
+        lines += ["  this node's history:", *_history(data["history"])]
+        lines += ["  the peer's history:", *_history(data["peer_history"])]
+    return "\n".join(lines)
+
+
+def bar(data: dict[str, Any]) -> str:
+    """One line of progress: what, phase, share, time to go."""
+    work = data["resync"]
+    if work is None:
+        return data["why"] or ""
+    share = work.get("share", 0.0)
+    if "phase" not in work or not share:
+        return f"{work['what']}: {work.get('phase', 'connecting')}, {work.get('names', 0):,} names"
+    filled = "#" * round(_WIDTH * share)
+    to_go = f"{duration(work['eta_s'])} to go" if work["eta_s"] is not None else "time unknown"
+    return f"{work['what']} [{filled:<{_WIDTH}}] {share:4.0%} {_size(work['bytes_sent'])} sent, {to_go}"
+
+
+def findings(what: str, result: dict[str, Any]) -> str:
+    """The outcome of `verify` and `diff`."""
+    counters = result["counters"]
+    lines = [f"{one['kind']}: {one['path'] or '.'}" for one in result["findings"]]
+    compared = f"{counters['files_seen']:,} names compared"
+    if what == "verify":
+        lines.append(f"{compared}: " + ("both copies are equal" if result["equal"] else "they differ"))
+    else:
+        moved = f"{counters['files_differing']:,} names differ, {_size(counters['bytes_differing'])} would be sent"
+        lines.append(f"{compared}: {moved}; about {duration(result['estimate_s'])}")
+    return "\n".join(lines)
+
+
+def _history(eras: list[dict[str, Any]]) -> list[str]:
+    return [f"    {era['generation']}  {era['cause']} on node {era['node']} at {era['at']}" for era in eras[-6:]]
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One mirror's data path as a process of its own: `python -m farmd.mirror.engine --control FD`.
+
+FD is one end of a SOCK_SEQPACKET pair. Each message is one JSON object; `{"id": 1, "do": "attach", ...}` is answered by
+`{"id": 1, "ok": true, ...}` or `{"id": 1, "error": {...}}`; `attach` and `receive` carry the connected socket along.
+Events of the data path come by themselves: `{"event": "lost", ...}`. When the other end of FD closes, the process
+unmounts by force and ends: nobody could steer it any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from farmd.mirror.datapath import Ack, DataEvent, EventKind, Received, Settings, State, Tls, WriteThrough, receive
+from farmd.model.errors import FarmError
+
+MESSAGE_BYTES = 65536
+_PR_SET_IO_FLUSHER = 57
+
+Message = dict[str, Any]
+
+
+def protect_process() -> None:
+    """Keep the data path alive under memory pressure: the kernel's writeback waits for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("-1000")
+    with contextlib.suppress(ValueError, OSError):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, 1 << 17), max(limit, 1 << 17)))
+
+
+def event_message(event: DataEvent) -> Message:
+    """As it goes to the parent; handles as `type:hex`."""
+    message: Message = {"event": event.kind.value, "number": event.number}
+    if event.text:
+        message |= {"code": event.code, "text": event.text}
+    if event.handle[1]:
+        message["handle"] = f"{event.handle[0]}:{event.handle[1].hex()}"
+    if event.length or event.offset:
+        message |= {"offset": event.offset, "length": event.length}
+    return message
+
+
+class Dirty:
+    """What changes while the peer is away come to, for people: 64 KiB blocks and inodes, up to a bound."""
+
+    KINDS = frozenset({EventKind.DATA, EventKind.INODE, EventKind.NAMES, EventKind.OVERFLOW})
+    _BLOCK = 65_536
+    _ROOM = 1 << 20
+
+    def __init__(self) -> None:
+        self._blocks: set[tuple[bytes, int]] = set()
+        self._inodes: set[bytes] = set()
+        self._more = False
+
+    def add(self, event: DataEvent) -> None:
+        """Count one event; nothing twice."""
+        handle = event.handle[1]
+        if event.kind is EventKind.OVERFLOW or len(self._inodes) + len(self._blocks) > self._ROOM:
+            self._more = True
+            return
+        self._inodes.add(handle)
+        if event.kind is EventKind.DATA:
+            first = event.offset // self._BLOCK
+            count = min(event.length // self._BLOCK, self._ROOM)
+            self._blocks.update((handle, first + number) for number in range(count))
+
+    def counts(self) -> Message:
+        """As `stats` answers it. `dirty_more`: there is more than was counted."""
+        counted = {"dirty_bytes": len(self._blocks) * self._BLOCK, "dirty_files": len(self._inodes)}
+        return counted | {"dirty_more": self._more}
+
+
+class Engine:
+    """Reads orders, does them, reports events. One at a time is mounted, or one stream is received."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._sending = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        self._mounted: WriteThrough | None = None
+        self._tls: list[Tls] = []
+        self._receiving: threading.Thread | None = None
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self._over = False
+        self._counting = False
+        self._dirty = Dirty()
+        self._orders: dict[str, Callable[[Message, list[int]], Message]] = {
+            "mount": self._mount,
+            "attach": self._attach,
+            "receive": self._receive,
+            "go-alone": lambda _, __: self._with(WriteThrough.go_alone),
+            "refuse": lambda _, __: self._with(WriteThrough.refuse),
+            "detach": lambda _, __: self._with(WriteThrough.detach),
+            "settle": lambda order, _: self._with(lambda fs: fs.settle(order.get("timeout_ms", 10_000))),
+            "ack": lambda order, _: self._with(lambda fs: fs.set_ack(Ack(order["ack"]))),
+            "confirm": lambda order, _: self._with(lambda fs: fs.confirm(order["number"])),
+            "freeze": lambda _, __: self._with(WriteThrough.freeze),
+            "thaw": lambda _, __: self._with(WriteThrough.thaw),
+            "checkpoint": self._checkpoint,
+            "stats": lambda _, __: {"stats": asdict(self._fs().stats()) | self._dirty.counts()},
+            "forget-dirty": self._forget_dirty,
+            "unmount": self._unmount,
+            "free": self._free,
+            "end": self._end,
+        }
+
+    def run(self) -> None:
+        """Until `end`, or until the parent is gone."""
+        while not self._over:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._control:
+                    self._read_order()
+                else:
+                    self._report_events()
+        self._stop()
+
+    def _send(self, message: Message) -> None:
+        with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._control.sendall(json.dumps(message).encode())
+
+    def _read_order(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 4)
+        except ConnectionResetError:  # it left without reading our events
+            data, fds = b"", []
+        if not data:
+            self._over = True
+            return
+        order = json.loads(data)
+        try:
+            answer: Message = {"ok": True} | self._orders[order["do"]](order, fds)
+        except FarmError as error:
+            answer = {"error": {"text": str(error)}}
+        except (KeyError, ValueError, OSError) as error:
+            answer = {"error": {"text": f"{order.get('do')}: {error!r}"}}
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._send({"id": order.get("id")} | answer)
+
+    def _report_events(self) -> None:
+        if self._mounted is None:
+            return
+        for event in self._mounted.events():
+            if self._counting and event.kind in Dirty.KINDS:
+                self._dirty.add(event)
+            else:
+                self._send(event_message(event))
+
+    def _fs(self) -> WriteThrough:
+        if self._mounted is None:
+            raise ValueError("nothing is mounted")
+        return self._mounted
+
+    def _with(self, action: Callable[[WriteThrough], None]) -> Message:
+        action(self._fs())
+        return {}
+
+    def _mount(self, order: Message, _: list[int]) -> Message:
+        if self._mounted is not None:
+            raise ValueError("a directory is mounted already")
+        wanted = order["settings"]
+        settings = Settings(
+            **wanted
+            | {"backing": Path(wanted["backing"]), "mount_point": Path(wanted["mount_point"])}
+            | {"ack": Ack(wanted.get("ack", "strict")), "state": State(wanted.get("state", "alone"))}
+            | {"excluded": tuple(wanted.get("excluded", ()))}
+        )
+        self._counting = bool(order.get("count"))
+        self._mounted = WriteThrough(settings)
+        self._selector.register(self._mounted, selectors.EVENT_READ)
+        return {}
+
+    def _forget_dirty(self, _: Message, __: list[int]) -> Message:
+        self._dirty = Dirty()
+        return {}
+
+    def _secure(self, order: Message, fd: int, server: bool) -> Tls | None:
+        wanted = order.get("tls")
+        if wanted is None:
+            return None
+        files = {name: Path(wanted[name]) for name in ("certificate", "key", "authority")}
+        tls = Tls(fd, **files, peer_name=wanted["peer_name"], server=server)
+        self._tls.append(tls)
+        return tls
+
+    def _attach(self, order: Message, fds: list[int]) -> Message:
+        # TLS keeps using the descriptor that it shook hands on.
+        fd = os.dup(fds[0])
+        self._fs().attach(fd, order["session"], order["epoch"], self._secure(order, fd, server=False))
+        if "tls" not in order:
+            os.close(fd)
+        return {}
+
+    def _receive(self, order: Message, fds: list[int]) -> Message:
+        if self._receiving is not None and self._receiving.is_alive():
+            raise ValueError("a stream is being received already")
+        fd = os.dup(fds[0])
+
+        def apply() -> None:
+            try:
+                ended = self._receive_from(fd, order)
+                self._send({"event": "ended"} | asdict(ended))
+            except FarmError as error:
+                self._send({"event": "ended", "code": -1, "text": str(error)})
+            finally:
+                os.close(fd)
+
+        self._receiving = threading.Thread(target=apply)
+        self._receiving.start()
+        return {}
+
+    def _receive_from(self, fd: int, order: Message) -> Received:
+        return receive(
+            Path(order["backing"]),
+            fd,
+            session=order["session"],
+            epoch=order["epoch"],
+            stop_fd=self._stop_read,
+            silence_ms=order.get("silence_ms", 0),
+            tls=self._secure(order, fd, server=True),
+        )
+
+    def _checkpoint(self, _: Message, __: list[int]) -> Message:
+        # It waits for changes that wait for a `confirm`, which this thread must be free to read.
+        threading.Thread(target=self._run_checkpoint, args=(self._fs(),), daemon=True).start()
+        return {}
+
+    def _run_checkpoint(self, fs: WriteThrough) -> None:
+        try:
+            fs.checkpoint()
+        except FarmError as error:
+            self._send({"event": "checkpoint-failed", "text": str(error)})
+
+    def _unmount(self, order: Message, _: list[int]) -> Message:
+        fs = self._fs()
+        fs.unmount(bool(order.get("force")))
+        # With `keep` the stream lives on, for a last checkpoint, until `free`.
+        return {} if order.get("keep") else self._free(order, [])
+
+    def _free(self, _: Message, __: list[int]) -> Message:
+        fs = self._fs()
+        self._report_events()
+        self._selector.unregister(fs)
+        self._mounted = None
+        fs.close()
+        return {}
+
+    def _end(self, _: Message, __: list[int]) -> Message:
+        self._over = True
+        return {}
+
+    def _stop(self) -> None:
+        if self._mounted is not None:
+            with contextlib.suppress(FarmError):
+                self._mounted.unmount(force=True)
+            self._mounted.close()
+        os.write(self._stop_write, b"x")
+        if self._receiving is not None:
+            self._receiving.join()
+        for tls in self._tls:
+            tls.close()
+
+
+def main() -> None:
+    """Run until the parent says `end` or goes away."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control", type=int, required=True, metavar="FD")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it in order
+    os.chdir("/")
+    protect_process()
+    Engine(socket.socket(fileno=arguments.control)).run()
+
+
+if __name__ == "__main__":
+    main()

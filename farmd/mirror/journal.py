@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of zones on disk: a preallocated file of two halves, appended to in blocks of 4 KiB.
+
+A half begins with a snapshot (the whole cover) and goes on with lines, each block durable (O_DSYNC) before the zones
+in it are used. When a half is full, the next generation begins in the other one. A block is never written twice in
+one generation, so a torn write can only spoil a block that nobody relied on. The reader takes the newest half whose
+snapshot is whole and applies its blocks up to the first that is not: whatever prefix of the writes reached the disk,
+the cover read back has every zone that was in use (`tests/unit/test_mirror_journal.py` tries them all).
+
+The writer keeps two promises: a zone is used only when its block *and all before it* are durable, and a line that
+takes blocks away (a smaller mask) is issued only when both copies have them durably.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from farmd.mirror.zones import MAX_HANDLE_BYTES, Cover, Kind, Line, Mark, TreeMark, Zone
+
+BLOCK_BYTES = 4096
+_MAGIC = b"FZJ1"
+_HEAD = struct.Struct("<4sI16sQIIH2x")
+"""Magic, CRC-32 of what follows, mirror, generation, block number, blocks of the snapshot, bytes of lines."""
+_CRC_END = 8
+_LINE = struct.Struct("<BBBBI")
+"""Kind (0: tree), flags, bytes of handle, bytes of mask, number."""
+_HOT, _OVER = 1, 2
+ROOM_BYTES = BLOCK_BYTES - _HEAD.size
+
+
+class JournalDamaged(Exception):
+    """No half can be trusted: everything must be compared. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the next block goes: half `generation % 2`, block `number` of it."""
+
+    generation: int
+    number: int
+    snapshot: int
+    """Blocks of this generation's snapshot; in each block, so that a half can be judged alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One write: 4 KiB at block `place.number` of half `place.generation % 2`."""
+
+    place: Place
+    data: bytes
+
+
+def begin(mirror: bytes, generation: int, cover: Cover) -> tuple[list[Block], Place]:
+    """The snapshot that begins a generation, and the place after it."""
+    chunks = list(_chunks(cover.lines())) or [b""]
+    blocks = [_block(mirror, Place(generation, number, len(chunks)), chunk) for number, chunk in enumerate(chunks)]
+    return blocks, Place(generation, len(chunks), len(chunks))
+
+
+def append(mirror: bytes, place: Place, lines: Sequence[Line]) -> tuple[list[Block], Place]:
+    """Blocks with `lines`, and the place after them."""
+    blocks = []
+    for chunk in _chunks(lines):
+        blocks.append(_block(mirror, place, chunk))
+        place = Place(place.generation, place.number + 1, place.snapshot)
+    return blocks, place
+
+
+def read(mirror: bytes, halves: Sequence[bytes]) -> tuple[Cover, Place]:
+    """The cover that the file holds, and the place after its last good block.
+
+    A writer that goes on after a crash begins a new generation rather than append behind a torn block.
+    Raises JournalDamaged if neither half has a whole snapshot of this mirror.
+    """
+    found = [each for each in (_read_half(mirror, half) for half in halves) if each is not None]
+    if not found:
+        raise JournalDamaged("no half of the journal has a whole snapshot of this mirror")
+    return max(found, key=lambda each: each[1].generation)
+
+
+def _block(mirror: bytes, place: Place, chunk: bytes) -> Block:
+    head = _HEAD.pack(_MAGIC, 0, mirror, place.generation, place.number, place.snapshot, len(chunk))
+    data = (head + chunk).ljust(BLOCK_BYTES, b"\0")
+    crc = zlib.crc32(data[_CRC_END:])
+    return Block(place, data[:4] + struct.pack("<I", crc) + data[_CRC_END:])
+
+
+def _read_half(mirror: bytes, half: bytes) -> tuple[Cover, Place] | None:
+    cover = Cover()
+    place: Place | None = None
+    for number in range(len(half) // BLOCK_BYTES):
+        data = half[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
+        magic, crc, owner, generation, at, snapshot, length = _HEAD.unpack_from(data)
+        good = magic == _MAGIC and owner == mirror and at == number and zlib.crc32(data[_CRC_END:]) == crc
+        if not good or (place is not None and generation != place.generation):
+            break
+        cover.apply(_lines(data[_HEAD.size : _HEAD.size + length]))
+        place = Place(generation, number + 1, snapshot)
+    if place is None or place.number < place.snapshot:
+        return None
+    return cover, place
+
+
+def _chunks(lines: Sequence[Line]) -> Iterator[bytes]:
+    chunk = b""
+    for line in lines:
+        packed = _pack(line)
+        if len(chunk) + len(packed) > ROOM_BYTES:
+            yield chunk
+            chunk = b""
+        chunk += packed
+    if chunk:
+        yield chunk
+
+
+def _pack(line: Line) -> bytes:
+    if isinstance(line, TreeMark):
+        above = line.above or b""
+        return _LINE.pack(0, _OVER * (line.above is None), len(above), 0, 0) + above
+    zone, mask = line.zone, line.mask.to_bytes((line.mask.bit_length() + 7) // 8, "little")
+    if len(zone.handle) > MAX_HANDLE_BYTES:
+        raise ValueError(f"a handle of {len(zone.handle)} bytes, more than {MAX_HANDLE_BYTES}")
+    return _LINE.pack(zone.kind, _HOT * line.hot, len(zone.handle), len(mask), zone.number) + zone.handle + mask
+
+
+def _lines(chunk: bytes) -> Iterator[Line]:
+    at = 0
+    while at < len(chunk):
+        kind, flags, handle_bytes, mask_bytes, number = _LINE.unpack_from(chunk, at)
+        at += _LINE.size
+        handle = chunk[at : at + handle_bytes]
+        at += handle_bytes
+        if kind:
+            mask = int.from_bytes(chunk[at : at + mask_bytes], "little")
+            at += mask_bytes
+            yield Mark(Zone(Kind(kind), handle, number), mask, bool(flags & _HOT))
+        else:
+            yield TreeMark(None if flags & _OVER else handle)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass of the checksum engine over a connection between the nodes, in a thread, with TLS if there are keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from farmd.mirror.checksum import Finding, Mode, Options, Pass, Progress, Run
+from farmd.mirrord.keys import Keys, check_name
+from farmd.model.errors import PeerError
+
+MAX_FINDINGS = 500
+MAX_FINDING_BYTES = 64 * 1024
+"""Names that a report carries, and their bytes, so that it fits a message; there may be more."""
+_CHUNK = 256 * 1024
+_HANDSHAKE_S = 5.0
+
+
+class BulkPass:
+    """One end of one pass. `run` may be called once; `stop` and `progress` at any time."""
+
+    def __init__(self, root: Path, record: Path, mode: Mode, passes: Pass, rate_bytes_s: int, probe_bytes: int) -> None:
+        changes = mode is Mode.SYNC
+        self.mode = mode
+        self._run = Run(
+            Options(
+                root,
+                # A comparison must neither believe nor replace what the last sync has recorded.
+                record=record if changes else None,
+                mode=mode,
+                passes=passes,
+                resume=changes,
+                rate_bytes_s=rate_bytes_s,
+                probe_bytes=probe_bytes,
+            )
+        )
+        self.findings: tuple[Finding, ...] = ()
+
+    async def run(self, sock: socket.socket, *, source: bool, keys: Keys | None, peer: str) -> Progress:
+        """Until the pass is over; `sock` is closed. Raises FarmError."""
+        try:
+            return await asyncio.to_thread(self._over, sock, source, keys, peer)
+        except asyncio.CancelledError:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End soon: `run` raises."""
+        self._run.stop()
+
+    def progress(self) -> Progress:
+        """The counters now."""
+        return self._run.progress()
+
+    def _over(self, sock: socket.socket, source: bool, keys: Keys | None, peer: str) -> Progress:
+        sock.setblocking(True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
+            plain = stack.enter_context(_secured(sock, keys, peer, server=not source)) if keys else sock
+            end = self._run.source if source else self._run.target
+            try:
+                counters = end(plain.fileno(), plain.fileno())
+                self.findings = tuple(_some(self._run.findings()))
+            finally:
+                self._run.close()
+        return counters
+
+
+@contextlib.contextmanager
+def _secured(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> Any:
+    """A plain socket whose bytes travel over `sock` under TLS."""
+    sock.settimeout(_HANDSHAKE_S)
+    context = keys.server() if server else keys.client()
+    try:
+        tls = context.wrap_socket(sock, server_side=server, server_hostname=None if server else peer)
+    except (OSError, ssl.SSLError) as error:
+        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
+    check_name(tls, peer)
+    ours, theirs = socket.socketpair()
+    pump = threading.Thread(target=_pump, args=(theirs, tls), name="mirror-tls")
+    pump.start()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        pump.join()
+        theirs.close()
+        tls.close()
+
+
+def _pump(plain: socket.socket, tls: ssl.SSLSocket) -> None:
+    """Both directions in one thread: a TLS connection must not be read and written by two."""
+    plain.setblocking(False)
+    tls.setblocking(False)
+    out, into = b"", b""  # from plain to TLS, from TLS to plain
+    with contextlib.suppress(OSError):
+        while True:
+            reading: list[socket.socket] = [] if into else [tls]
+            reading += [] if out else [plain]
+            writing: list[socket.socket] = ([tls] if out else []) + ([plain] if into else [])
+            ready = tls.pending() and not into
+            select.select(reading, writing, [], 0 if ready else 60)
+            if not out:
+                with contextlib.suppress(BlockingIOError):
+                    out = plain.recv(_CHUNK)
+                    if not out:
+                        return
+            if out:
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    out = out[tls.send(out) :]
+            if not into:
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    into = tls.recv(_CHUNK)
+                    if not into:
+                        plain.shutdown(socket.SHUT_WR)
+                        return
+            if into:
+                with contextlib.suppress(BlockingIOError):
+                    into = into[plain.send(into) :]
+
+
+def _some(findings: Iterator[Finding]) -> Iterator[Finding]:
+    room = MAX_FINDING_BYTES
+    for one in itertools.islice(findings, MAX_FINDINGS):
+        room -= len(one.path)
+        if room < 0:
+            return
+        yield one
+
+
+def report(bulk: BulkPass, progress: Progress) -> dict[str, Any]:
+    """What the target's end tells the source's, JSON-ready."""
+    findings = [[int(one.kind), one.path.hex(), one.error] for one in bulk.findings]
+    return {"progress": asdict(progress), "findings": findings}

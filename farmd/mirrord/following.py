@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The secondary's hands: it takes the primary's stream and passes, and only while the core lets it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from farmd.mirror.checksum import Mode, Pass, Progress
+from farmd.mirrord import fingerprint
+from farmd.mirrord.bulk import BulkPass, report
+from farmd.mirrord.enginelink import Engine, path_of
+from farmd.mirrord.keys import Keys, node_name
+from farmd.mirrord.wire import Kind, Message
+from farmd.model.errors import FarmError
+from farmd.model.mirrorfile import MirrorConfig
+
+_ROOM = 16
+"""Connections announced and not yet come, or come and not yet announced."""
+_GRACE_S = 1.0
+"""A primary that resigns closes the stream and says so over the control connection, in either order."""
+
+
+class Following:
+    """Connections that the primary announced, matched with those that came, by token."""
+
+    def __init__(
+        self,
+        config: MirrorConfig,
+        keys: Keys | None,
+        folder: Path,
+        root: int,
+        take_engine: Callable[[], Awaitable[Engine]],
+        say: Callable[[Message], None],
+        lose: Callable[[str], None],
+    ) -> None:
+        self._config, self._keys, self._folder, self._root = config, keys, folder, root
+        self._take_engine, self._say, self._lose = take_engine, say, lose
+        self._announced: dict[int, Message] = {}
+        self._come: dict[int, tuple[Kind, socket.socket]] = {}
+        self._engine: Engine | None = None
+        self._bulk: BulkPass | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.receiving = False
+
+    def on_socket(self, kind: Kind, token: int, sock: socket.socket) -> None:
+        """A connection came. One that nobody announces is closed when there are too many."""
+        self._come[token] = (kind, sock)
+        while len(self._come) > _ROOM:
+            self._come.pop(next(iter(self._come)))[1].close()
+        self._match(token)
+
+    def announce(self, message: Message) -> None:
+        """The primary tells what a connection will be for."""
+        self._announced[message["token"]] = message
+        while len(self._announced) > _ROOM:
+            self._announced.pop(next(iter(self._announced)))
+        self._match(message["token"])
+
+    def fingerprints(self, message: Message) -> None:
+        """The primary wants to compare names one by one."""
+
+        async def answer() -> None:
+            paths = [bytes.fromhex(one) for one in message["paths"]]
+            found = await asyncio.to_thread(fingerprint.of_all, self._root, paths)
+            self._say({"shell": "answer", "token": message["token"], "digests": found})
+
+        self._start(answer())
+
+    async def stop(self) -> None:
+        """Nothing of what is received touches the disk after this returns."""
+        self.receiving = False
+        for _, sock in self._come.values():
+            sock.close()
+        self._come.clear()
+        self._announced.clear()
+        if self._bulk is not None:
+            self._bulk.stop()
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.end()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def progress(self) -> Progress | None:
+        """Of the pass that goes on."""
+        return self._bulk.progress() if self._bulk is not None else None
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _match(self, token: int) -> None:
+        if token not in self._announced or token not in self._come:
+            return
+        message, (kind, sock) = self._announced.pop(token), self._come.pop(token)
+        changes = kind is Kind.STREAM or message["mode"] == Mode.SYNC
+        if kind.name.lower() != message["kind"] or (changes and not self.receiving):
+            sock.close()
+            self._say({"shell": "answer", "token": token, "error": "this node does not receive now"})
+        elif kind is Kind.STREAM:
+            self._start(self._stream(sock, message))
+        else:
+            self._start(self._pass(sock, message))
+
+    async def _pass(self, sock: socket.socket, message: Message) -> None:
+        answer: Message = {"shell": "answer", "token": message["token"]}
+        root, record = Path(path_of(self._root)), self._folder / "checksum"
+        bulk = BulkPass(root, record, Mode(message["mode"]), Pass(message["passes"]), 0, message["probe"])
+        self._bulk = bulk
+        try:
+            progress = await bulk.run(sock, source=False, keys=self._keys, peer=node_name(self._config.other))
+            answer |= report(bulk, progress)
+        except FarmError as error:
+            answer["error"] = str(error)
+        finally:
+            self._bulk = None
+        self._say(answer)
+
+    async def _stream(self, sock: socket.socket, message: Message) -> None:
+        try:
+            engine = await self._take_engine()
+            if self._engine is not None:
+                await self._engine.end()
+            self._engine = engine
+            engine.on_event = lambda event: self._on_event(engine, event)
+            order: dict[str, Any] = {"backing": path_of(self._root), "session": message["token"]}
+            order |= {"epoch": message["epoch"], "silence_ms": 0}
+            if self._keys:
+                order["tls"] = self._keys.engine(self._config.other)
+            with sock:
+                await engine.do("receive", sock.fileno(), **order)
+        except FarmError as error:
+            self._lose(f"the stream could not be taken: {error}")
+
+    def _on_event(self, engine: Engine, event: Message) -> None:
+        if engine is self._engine and event["event"] in ("ended", "gone"):
+            why = f"the stream ended: {event.get('text') or 'the primary closed it'}"
+            asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
+
+    def _stream_ended(self, engine: Engine, why: str) -> None:
+        if engine is self._engine:
+            self._lose(why)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primary's side of a comparison: passes of the checksum engine with the peer as their target.
+
+A resync is passes while applications write, each with less to do, and a last one while changes are held back. Behind
+that one the stream is attached: both trees are equal at that moment, and every later change goes to both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from farmd.mirror.checksum import Finding, Kind, Mode, Pass, Progress
+from farmd.mirrord import fingerprint
+from farmd.mirrord.bulk import BulkPass
+from farmd.mirrord.enginelink import path_of
+from farmd.mirrord.keys import Keys, node_name
+from farmd.mirrord.wire import Kind as Connection
+from farmd.mirrord.wire import Message, Peer
+from farmd.model.errors import FarmError, PeerError, TimedOut
+from farmd.model.mirrorfile import MirrorConfig
+
+ANSWER_S = 30.0
+_QUICK_S = 0.25
+"""A pass shorter than this is not worth repeating before the last one."""
+_ROUNDS = 5
+PROBE_BYTES = 8 << 20
+
+
+class Tree(Protocol):
+    """What a resync needs of the mounted directory."""
+
+    async def freeze(self) -> None:
+        """Hold changes back; none is under way on return."""
+
+    async def thaw(self) -> None:
+        """Let them go on."""
+
+    async def settle(self) -> None:
+        """Until the peer has applied everything."""
+
+    async def attach(self, sock: Any, token: int, epoch: int) -> None:
+        """Replicate from now on."""
+
+
+@dataclass(slots=True)
+class Shown:
+    """What people see of work that takes long."""
+
+    what: str
+    began: float = field(default_factory=time.monotonic)
+    passes: int = 0
+    bytes_moved: int = 0
+    """Contents, of the passes that are over."""
+    names_differing: int = 0
+
+
+class Resync:
+    """Passes over one control connection. Every method may raise FarmError."""
+
+    def __init__(
+        self,
+        config: MirrorConfig,
+        keys: Keys | None,
+        folder: Path,
+        root: int,
+        peer: Peer,
+        say: Callable[[Message], None],
+    ) -> None:
+        self._config, self._keys, self._folder, self._root = config, keys, folder, root
+        self._peer, self._say = peer, say
+        self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._bulk: BulkPass | None = None
+        self._took_s = 0.0
+        self.shown: Shown | None = None
+        self.last: dict[str, Any] | None = None
+        """What the last whole resync came to."""
+
+    def on_answer(self, message: Message) -> None:
+        """The peer answers what was asked under a token."""
+        waiting = self._answers.get(message["token"])
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
+
+    def progress(self) -> Progress | None:
+        """Of the pass that goes on."""
+        return self._bulk.progress() if self._bulk is not None else None
+
+    def forget(self) -> None:
+        """Believe no record any more: the next pass reads everything."""
+        for path in self._folder.glob("checksum*"):
+            path.unlink()
+
+    async def bring_up(self, tree: Tree, epoch: int) -> Shown:
+        """Make the peer equal and attach it."""
+        self.shown = shown = Shown("resync")
+        try:
+            for _ in range(_ROUNDS):
+                began = time.monotonic()
+                await self._sync(shown, self._config.rate_bytes_s)
+                if time.monotonic() - began < _QUICK_S:
+                    break
+            async with frozen(tree):
+                await self._last_round(tree, shown, epoch)
+            seconds = round(time.monotonic() - shown.began, 3)
+            self.last = {
+                "passes": shown.passes,
+                "bytes_moved": shown.bytes_moved,
+                "names": shown.names_differing,
+                "seconds": seconds,
+            }
+            return shown
+        finally:
+            self.shown = None
+
+    async def _last_round(self, tree: Tree, shown: Shown, epoch: int) -> None:
+        try:
+            async with asyncio.timeout(self._config.freeze_s):
+                counters = await self._sync(shown, 0)
+        except TimeoutError as error:
+            cause = f"its last round took longer than {self._config.freeze_s:g} s, in which changes are held back"
+            raise TimedOut("resync", cause, "It is tried again; raise freeze_s if it never ends") from error
+        if counters["errors"] or counters["files_changing"]:
+            cause = f"{counters['errors'] + counters['files_changing']} names could not be compared"
+            raise FarmError("resync", cause, "Run `farmctl mirror diff` to see which; is something else writing there?")
+        token = _token()
+        self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+        with await self._peer.call(Connection.STREAM, token) as sock:
+            await tree.attach(sock, token, epoch)
+
+    async def _sync(self, shown: Shown, rate: int) -> dict[str, int]:
+        counters, _ = await self._pass(Mode.SYNC, Pass.QUICK, rate=rate)
+        shown.passes += 1
+        shown.bytes_moved += counters["bytes_differing"]
+        shown.names_differing += counters["files_differing"]
+        return counters
+
+    async def compare(self, mode: Mode) -> tuple[dict[str, int], list[Finding]]:
+        """A pass that changes nothing: counters of the target, and what it found."""
+        self.shown = shown = Shown(mode.name.lower())
+        try:
+            return await self._pass(mode, Pass.CONTENTS)
+        finally:
+            self.shown = None
+            self._took_s = time.monotonic() - shown.began
+
+    def estimate(self, counters: dict[str, int]) -> float:
+        """After a diff: seconds that a resync would take, if the link stays as the probe found it."""
+        probe_s = counters["probe_ns"] / 1e9
+        return round(max(self._took_s - probe_s, 0.0) + counters["bytes_differing"] * probe_s / PROBE_BYTES, 3)
+
+    async def confirm(self, tree: Tree, findings: list[Finding]) -> list[Finding]:
+        """Which of the names really differ, seen while nothing moves: live ones differ only for a moment."""
+        paths = sorted({one.path for one in findings})
+        async with asyncio.timeout(self._config.freeze_s), frozen(tree):
+            await tree.settle()
+            asked = self._ask({"shell": "fingerprints", "paths": [path.hex() for path in paths]})
+            mine, theirs = await asyncio.gather(asyncio.to_thread(fingerprint.of_all, self._root, paths), asked)
+        digests = dict(zip(paths, zip(mine, theirs["digests"], strict=True), strict=True))
+        return [one for one in findings if one.kind is Kind.UNREADABLE or len(set(digests[one.path])) > 1]
+
+    async def _pass(self, mode: Mode, passes: Pass, *, rate: int = 0) -> tuple[dict[str, int], list[Finding]]:
+        token = _token()
+        probe = PROBE_BYTES if mode is Mode.DIFF else 0
+        with self._awaited(token) as answered:
+            self._say(
+                {"shell": "announce", "kind": "bulk", "token": token}
+                | {"mode": int(mode), "passes": int(passes), "probe": probe}
+            )
+            sock = await self._peer.call(Connection.BULK, token)
+            root = Path(path_of(self._root))
+            bulk = self._bulk = BulkPass(root, self._folder / "checksum", mode, passes, rate, probe)
+            name = node_name(self._config.other)
+            try:
+                await bulk.run(sock, source=True, keys=self._keys, peer=name)
+            except FarmError as error:
+                # The target's own words say more than that it went away.
+                await _briefly(answered)
+                if answered.done() and "error" in answered.result():
+                    raise PeerError("the peer", answered.result()["error"], "See its status") from error
+                raise
+            finally:
+                bulk.stop()
+                self._bulk = None
+            answer = await self._answered(answered)
+        found = [Finding(Kind(kind), bytes.fromhex(path), error) for kind, path, error in answer["findings"]]
+        return answer["progress"], found
+
+    async def _ask(self, message: Message) -> Message:
+        token = _token()
+        with self._awaited(token) as answered:
+            self._say(message | {"token": token})
+            return await self._answered(answered)
+
+    def _awaited(self, token: int) -> _Awaited:
+        return _Awaited(self._answers, token)
+
+    async def _answered(self, answered: asyncio.Future[Message]) -> Message:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                answer = await answered
+        except TimeoutError as error:
+            raise PeerError("the peer", f"it did not answer within {ANSWER_S:g} s", "See its status") from error
+        if "error" in answer:
+            raise PeerError("the peer", answer["error"], "See its status")
+        return answer
+
+
+class _Awaited:
+    """A place for the answer to one token."""
+
+    def __init__(self, answers: dict[int, asyncio.Future[Message]], token: int) -> None:
+        self._answers, self._token = answers, token
+
+    def __enter__(self) -> asyncio.Future[Message]:
+        self._answers[self._token] = asyncio.get_running_loop().create_future()
+        return self._answers[self._token]
+
+    def __exit__(self, *_: object) -> None:
+        self._answers.pop(self._token).cancel()
+
+
+async def _briefly(answered: Awaitable[Message]) -> None:
+    await asyncio.wait([asyncio.ensure_future(answered)], timeout=2)
+
+
+@asynccontextmanager
+async def frozen(tree: Tree) -> AsyncIterator[None]:
+    """Changes are held back inside, whatever happens."""
+    try:
+        await tree.freeze()
+        yield
+    finally:
+        await asyncio.shield(tree.thaw())
+
+
+def _token() -> int:
+    return random.SystemRandom().randrange(1, 1 << 63)

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primary's hands: the mounted directory, and whether it may acknowledge without the peer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from farmd.mirror.acks import Gate
+from farmd.mirror.events import Event, LocalFailure, Settled, Stopped
+from farmd.mirrord.enginelink import Engine, path_of
+from farmd.mirrord.keys import Keys
+from farmd.mirrord.mounts import remove_dead
+from farmd.mirrord.wire import Message
+from farmd.model.errors import FarmError, KernelError
+from farmd.model.mirrorfile import MirrorConfig
+
+DRAIN_S = 10.0
+"""Programs that still have files open when a primary resigns get errors after this long."""
+
+
+class Serving:
+    """One mounted directory at a time."""
+
+    def __init__(
+        self,
+        config: MirrorConfig,
+        keys: Keys | None,
+        root: int,
+        take_engine: Callable[[], Awaitable[Engine]],
+        post: Callable[[Event], None],
+        lose: Callable[[str], None],
+    ) -> None:
+        self._config, self._keys, self._root = config, keys, root
+        self._take_engine, self._post, self._lose = take_engine, post, lose
+        self._directory = Path(config.directory)
+        self._engine: Engine | None = None
+        self._mounted = False
+        self._paired = False
+        self._gate = Gate.CLOSED
+        self._checkpoint: asyncio.Future[None] | None = None
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The data path's process, while it serves."""
+        return self._engine.pid if self._engine else None
+
+    async def mount(self) -> None:
+        """Let applications in. Raises FarmError."""
+        engine = await self._take_engine()
+        engine.on_event = lambda event: self._on_event(engine, event)
+        settings = {
+            "backing": path_of(self._root),
+            "mount_point": str(self._directory),
+            "ack": self._config.ack,
+            "state": "alone" if self._gate is Gate.ALONE else "undecided",
+            "peer_ms": int(self._config.peer_timeout_s * 1000),
+        }
+        try:
+            await engine.do("mount", settings=settings, count=True)
+        except FarmError:
+            await engine.end()
+            raise
+        self._engine, self._mounted = engine, True
+
+    async def set_gate(self, gate: Gate) -> None:
+        """Acknowledge by `gate`. A peer that is attached already makes ALONE stricter than it need be, never laxer."""
+        self._gate = gate
+        if gate is Gate.CLOSED and self._engine is not None and not self._mounted:
+            await self._end()
+        elif self._engine is not None and not self._paired and gate is not Gate.PEER:
+            await self._engine.do("go-alone" if gate is Gate.ALONE else "refuse")
+        elif self._engine is not None and gate is Gate.CLOSED:
+            await self.detach()
+            await self._engine.do("refuse")
+
+    async def detach(self) -> None:
+        """The peer is gone: from now on nothing waits for it, and nothing is acknowledged before somebody decides."""
+        if self._engine is not None and self._paired:
+            self._paired = False
+            with contextlib.suppress(KernelError):
+                await self._engine.do("detach")
+
+    async def unpaired(self) -> None:
+        """The core has heard that the peer is gone. If it lets this node acknowledge alone, the data path may."""
+        if self._gate is Gate.ALONE and self._engine is not None and self._mounted:
+            with contextlib.suppress(KernelError):
+                await self._engine.do("go-alone")
+
+    async def unmount(self) -> None:
+        """At once; what is under way fails."""
+        if self._engine is not None:
+            with contextlib.suppress(KernelError):
+                if self._mounted:
+                    await self._engine.do("unmount", force=True)
+            await self._end()
+
+    async def drain(self) -> None:
+        """Wait until no program is in, for a while; then unmount anyway. Says Stopped."""
+        end = time.monotonic() + DRAIN_S
+        while self._engine is not None and self._mounted:
+            try:
+                await self._engine.do("unmount", keep=True, force=time.monotonic() > end)
+                self._mounted = False
+            except KernelError as error:
+                if time.monotonic() > end:
+                    self._post(LocalFailure(str(error)))
+                    return
+                await asyncio.sleep(0.1)
+        self._post(Stopped())
+
+    async def checkpoint(self, session: int) -> None:
+        """Both disks have everything. Says Settled; without an answer in time the peer is lost."""
+        if self._engine is None:
+            return
+        self._checkpoint = asyncio.get_running_loop().create_future()
+        try:
+            await self._engine.do("checkpoint")
+            async with asyncio.timeout(2 * self._config.peer_timeout_s):
+                await self._checkpoint
+            self._post(Settled(session))
+        except (TimeoutError, FarmError) as error:
+            self._lose(f"the last checkpoint did not end ({error!r})")
+
+    async def stats(self) -> Message:
+        """The data path's counters; empty when nothing is mounted."""
+        if self._engine is None or not self._mounted:
+            return {}
+        try:
+            counters: Message = (await self._engine.do("stats"))["stats"]
+        except KernelError:
+            return {}
+        return counters
+
+    # ---- what a resync needs ----
+
+    async def freeze(self) -> None:
+        """Hold changes back."""
+        await self._there().do("freeze")
+
+    async def thaw(self) -> None:
+        """Let them go on."""
+        if self._engine is not None and self._mounted:
+            with contextlib.suppress(KernelError):
+                await self._engine.do("thaw")
+
+    async def settle(self) -> None:
+        """Until the peer has everything."""
+        await self._there().do("settle", timeout_ms=int(self._config.peer_timeout_s * 1000))
+
+    async def attach(self, sock: socket.socket, token: int, epoch: int) -> None:
+        """Every change goes to the peer at the other end of `sock` from now on."""
+        engine = self._there()
+        tls = {"tls": self._keys.engine(self._config.other)} if self._keys else {}
+        await engine.do("attach", sock.fileno(), session=token, epoch=epoch, **tls)
+        self._paired = True
+        await engine.do("forget-dirty")
+
+    # ---- inside ----
+
+    def _there(self) -> Engine:
+        if self._engine is None or not self._mounted:
+            raise KernelError("the mirror's directory", "it is not mounted", "See `farmctl mirror status`")
+        return self._engine
+
+    async def _end(self) -> None:
+        engine, self._engine = self._engine, None
+        self._mounted = self._paired = False
+        if engine is not None:
+            await engine.end()
+        remove_dead(self._directory)
+
+    def _on_event(self, engine: Engine, event: Message) -> None:
+        if engine is not self._engine:
+            return
+        match event["event"]:
+            case "lost":
+                self._paired = False
+                self._lose(event.get("text") or "the stream ended")
+            case "checkpoint" if self._checkpoint is not None and not self._checkpoint.done():
+                self._checkpoint.set_result(None)
+            case "checkpoint-failed" if self._checkpoint is not None and not self._checkpoint.done():
+                self._checkpoint.set_exception(KernelError("checkpoint", event["text"], "See the log"))
+            case "gone" if self._mounted:
+                self._post(LocalFailure("the mirror's data path ended unexpectedly"))

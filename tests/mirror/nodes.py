@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two nodes of a mirror as users have them: `farmctl mirror`, each in a network namespace, joined by a cable.
+
+Both share this machine's disks and mounts: a killed node keeps its page cache, as after a crash of its processes. What
+a power loss takes is not seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+DEADLINE_S = 60.0
+_FARMCTL = [sys.executable, "-m", "farmd.cli"]
+
+
+class Failed(Exception):
+    """farmctl's exit code and what it said."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"exit {code}: {text}")
+        self.code, self.text = code, text
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=30)
+
+
+class MirrorNode:
+    """One node."""
+
+    def __init__(self, number: int, base: Path, tag: str) -> None:
+        self.number = number
+        self.netns = f"{tag}n{number}"
+        self.address = f"10.93.0.{number}"
+        self.home = base / f"node{number}"
+        self.data = self.home / "data"
+        self.state = self.home / "state"
+        self.data.mkdir(parents=True)
+        for folder in (self.home, self.data):
+            folder.chmod(0o755)
+
+    def ctl(self, verb: str, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """`farmctl mirror VERB m --json`, and its data; raises Failed if it does not exit with `code`."""
+        enter = ["nsenter", f"--net=/run/netns/{self.netns}"]
+        words = [*enter, *_FARMCTL, "mirror", verb, "m", "--json", *arguments]
+        where = os.environ | {"FARMCTL_MIRRORS": str(self.state)}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=where)
+        if done.returncode != code:
+            raise Failed(done.returncode, done.stderr + self.log())
+        data: dict[str, Any] = json.loads(done.stdout)["data"] if done.stdout and code in (0, 3) else {}
+        return data | {"stderr": done.stderr}
+
+    def refused(self, verb: str, *arguments: str) -> str:
+        """The order is refused (exit 8); what is said."""
+        return str(self.ctl(verb, *arguments, code=8)["stderr"])
+
+    def status(self) -> dict[str, Any]:
+        """As `farmctl mirror status` has it."""
+        return self.ctl("status")
+
+    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Poll the status until `is_so`."""
+        end = time.monotonic() + DEADLINE_S
+        while not is_so(status := self.status()):
+            assert time.monotonic() < end, f"node {self.number} is not {what}: {status}\n{self.log()}"
+            time.sleep(0.05)
+        return status
+
+    def wait_in_sync(self) -> dict[str, Any]:
+        """Until both copies are equal, as this node sees it."""
+        return self.wait("in sync", lambda status: bool(status["in_sync"]))
+
+    def pids(self) -> list[int]:
+        """This node's process and its data path's."""
+        try:
+            with open(self.state / "m/api.sock.lock", "rb"):
+                pass
+            found = subprocess.run(["pgrep", "-f", f"farmd.mirrord {self.state}/m"], capture_output=True, text=True)
+            main = [int(word) for word in found.stdout.split()]
+        except FileNotFoundError:
+            return []
+        children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in main]
+        return main + [int(child) for each in children for child in each]
+
+    def kill(self) -> None:
+        """kill -9 of all of its processes at once."""
+        pids = self.pids()
+        assert pids, "the node does not run"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + DEADLINE_S
+        while any(_alive(pid) for pid in pids):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def log(self) -> str:
+        """The end of its log."""
+        path = self.state / "m/log"
+        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class TwoNodes:
+    """A mirror `m` that is created and started on both nodes; nobody is primary yet. Both see the arbiter's file."""
+
+    def __init__(self, tag: str, *options: str, tls: bool = True, arbiter: str | None = None) -> None:
+        self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
+        self.base = Path(tempfile.mkdtemp(prefix=f"mirrord-{tag}-", dir=os.environ.get("TMPDIR", "/var/tmp")))
+        self.base.chmod(0o755)
+        self.one, self.two = (MirrorNode(number, self.base, tag) for number in (1, 2))
+        self.nodes = (self.one, self.two)
+
+    def __enter__(self) -> TwoNodes:
+        try:
+            self._cable()
+            self._create()
+            for node in self.nodes:
+                node.ctl("start")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _cable(self) -> None:
+        for node in self.nodes:
+            _run("ip", "netns", "add", node.netns)
+        ends = [f"{self.tag}v{node.number}" for node in self.nodes]
+        _run(
+            "ip",
+            "link",
+            "add",
+            ends[0],
+            "netns",
+            self.one.netns,
+            "type",
+            "veth",
+            "peer",
+            ends[1],
+            "netns",
+            self.two.netns,
+        )
+        for node, end in zip(self.nodes, ends, strict=True):
+            _run("ip", "-n", node.netns, "addr", "add", f"{node.address}/24", "dev", end)
+            _run("ip", "-n", node.netns, "link", "set", end, "up")
+            _run("ip", "-n", node.netns, "link", "set", "lo", "up")
+
+    def _create(self) -> None:
+        identity: list[str] = []
+        keys = self.base / "keys"
+        arbiter = self._arbiter or f"file:{self.base}/register"
+        if self._tls:
+            self.one.ctl("keygen", "--out", str(keys))
+        for node, other in ((self.one, self.two), (self.two, self.one)):
+            place = ["--directory", str(node.data), "--node", str(node.number), "--arbiter", arbiter, *self._options]
+            place += ["--listen", f"{node.address}:7800", "--peer", f"{other.address}:7800"]
+            place += ["--keys", str(keys / f"node-{node.number}")] if self._tls else ["--no-tls"]
+            made = node.ctl("create", *place, *identity)
+            identity = ["--id", made["mirror"]]
+
+    def cut(self) -> None:
+        """Pull the cable."""
+        _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "down")
+
+    def mend(self) -> None:
+        """Plug it in again."""
+        _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "up")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self.nodes:
+            if node.pids():
+                node.kill()
+            for _ in range(4):
+                subprocess.run(["umount", "-l", str(node.data)], capture_output=True, check=False)
+            subprocess.run(["ip", "netns", "delete", node.netns], capture_output=True, check=False)
+        if error is None:
+            shutil.rmtree(self.base, ignore_errors=True)
+        else:
+            subprocess.run(["rm", "-rf", "--one-file-system", *(str(node.data) for node in self.nodes)], check=False)

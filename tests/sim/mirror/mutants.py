@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mirror with one safeguard removed at a time. A model that does not notice proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from typing import Any
+from unittest.mock import patch
+
+from farmd.mirror import claims, source, target
+from farmd.mirror.acks import Gate, Mode, Standing
+from farmd.mirror.arbiter import Answer, Claim, Occasion, Register
+from farmd.mirror.commands import ClearJournal
+from farmd.mirror.generation import Generation
+from farmd.mirror.messages import Done, Enter
+from farmd.mirror.receiving import Unflushed
+from farmd.mirror.state import Link, State
+from farmd.mirror.tracking import Admission, Tracker
+from farmd.mirror.zones import Line, Mark, Zone
+from farmd.model.nodes import NodeId
+from tests.sim.mirror import engine as engine_module
+from tests.sim.mirror import world as world_module
+from tests.sim.mirror.disk import Disk
+from tests.sim.mirror.world import World
+
+
+class Mutant(StrEnum):
+    """Which safeguard is missing, with its rule in `farmd.mirror.core`."""
+
+    NO_ARBITER = "no arbiter (rule 2)"
+    ACK_BEFORE_SWITCH = "DONE before the switch (rule 6)"
+    LOG_IGNORED = "crashed primary's log ignored (rule 5)"
+    EVICTED_EARLY = "log evicted before both are durable"
+    STALE_COPY = "stale zone copy: read without the lock"
+    NO_INHERITANCE = "no inheritance, nor the peer's log in one's own (rule 4)"
+    ALONE_BEFORE_CAS = "alone before the compare-and-swap (rule 3)"
+    CLAIM_REPLACED = "a claim forgotten in a crash (rule 8)"
+    UPTODATE_BEFORE_FLUSH = "up to date before the flush (rule 6)"
+    JOURNAL_CLEARED_EARLY = "a target forgets its journal before it is up to date (rule 6)"
+    SETTLED_IN_CACHE = "settled when applied, not when durable"
+    MARK_AFTER_WRITE = "a zone is used before its mark is durable"
+    BITMAP_FORGETS = "a lost peer's unsettled blocks are not sent again"
+    ANY_BASE = "a journal is taken for valid against any generation (rule 9)"
+    SYNC_NOT_AWAITED = "a sync returns before it is durable on both disks"
+
+
+def _always(register: Register, claim: Claim, node: NodeId) -> Answer:
+    return Answer(True, Register(claim.new, node, register.moves + 1))
+
+
+def _done_first(state: State, now_ns: int) -> None:
+    if state.link is Link.COPYING:
+        state.link = Link.CLOSING
+        state.deadline_ns = now_ns + state.settings.answer_ns
+        state.say(Done(state.record.generation, state.record.history))
+        state.set_gate(Gate.PEER)
+
+
+def _ignore(self: Tracker, lines: Iterable[Line]) -> None:
+    pass
+
+
+def _may_always_go(self: Tracker, entry: Any) -> bool:
+    return not (entry.pins or entry.issued) and (entry.hot or entry.durable != entry.unsent)
+
+
+def _in_memory_only(self: Tracker, lines: Iterable[Line]) -> None:
+    """Without this as well, the returning primary's own log would stand in for the zones not inherited."""
+    for line in lines:
+        if isinstance(line, Mark):
+            self._entry(line.zone).unsent |= line.zone.full if line.hot else line.mask
+
+
+def _unchecked(self: Tracker) -> None:
+    pass
+
+
+def _nothing_received(self: Unflushed) -> list[Line]:
+    return []
+
+
+_on_lost = source.on_lost
+
+
+def _alone_at_once(state: State, now_ns: int) -> None:
+    was_peer = state.gate is Gate.PEER
+    _on_lost(state, now_ns)
+    if was_peer:
+        state.set_gate(Gate.ALONE)
+
+
+def _not_recorded(state: State, now_ns: int, occasion: Occasion) -> None:
+    """The claim is kept in memory only."""
+    if state.record.claim is None:
+        generation = state.record.generation
+        new = Generation(generation.epoch + 1, state.draw_tag())
+        state.persist(peer_stale=True, claim=Claim(generation, new, occasion))
+        state.out.pop()
+    claims.send(state, now_ns)
+
+
+def _durable_at_once(state: State, message: Done) -> None:
+    _on_done(state, message)
+    if state.finishing is not None:
+        state.out.pop()
+        target.on_flushed(state)
+
+
+_on_done = target.on_done
+_on_enter = target.on_enter
+
+
+def _cleared_first(state: State, message: Enter) -> None:
+    before = len(state.out)
+    _on_enter(state, message)
+    if len(state.out) > before:
+        # Its own cover is handed over all the same, once.
+        state.out.insert(len(state.out) - 1, ClearJournal())
+
+
+def _no_flush(self: World, disk: Disk) -> None:
+    pass
+
+
+def _ready_at_once(self: Tracker, touches: dict[Zone, int]) -> Admission:
+    for zone in touches:
+        self._entry(zone).pins += 1
+    return Admission.READY
+
+
+def _forget_unsettled(self: Tracker) -> None:
+    for entry in self._zones.values():
+        entry.unsettled = 0
+
+
+_lead = source.lead
+
+
+def _any_base(state: State, now_ns: int, theirs: Any) -> None:
+    if state.link is Link.NONE:
+        object.__setattr__(state.record, "bases", state.record.bases | {theirs.generation})
+    _lead(state, now_ns, theirs)
+
+
+def _sync_like_a_write(mode: Mode, gate: Gate, op: Standing, *, lag_ok: bool = True) -> bool:
+    if gate is Gate.CLOSED or not op.done_here:
+        return False
+    return gate is Gate.ALONE or op.enqueued
+
+
+_PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
+    Mutant.NO_ARBITER: [(world_module, "decide", _always)],
+    Mutant.ACK_BEFORE_SWITCH: [(source, "on_drained", _done_first)],
+    Mutant.LOG_IGNORED: [(Tracker, "suspect", _ignore)],
+    Mutant.EVICTED_EARLY: [(Tracker, "_may_go", _may_always_go)],
+    Mutant.STALE_COPY: [],
+    Mutant.NO_INHERITANCE: [
+        (Unflushed, "lines", _nothing_received),
+        (Tracker, "suspect", _in_memory_only),
+        (Tracker, "check", _unchecked),
+    ],
+    Mutant.ALONE_BEFORE_CAS: [(source, "on_lost", _alone_at_once)],
+    Mutant.CLAIM_REPLACED: [(claims, "claim", _not_recorded)],
+    Mutant.UPTODATE_BEFORE_FLUSH: [(target, "on_done", _durable_at_once)],
+    Mutant.JOURNAL_CLEARED_EARLY: [(target, "on_enter", _cleared_first)],
+    Mutant.SETTLED_IN_CACHE: [(World, "flush_peer", _no_flush)],
+    Mutant.MARK_AFTER_WRITE: [(Tracker, "admit", _ready_at_once)],
+    Mutant.BITMAP_FORGETS: [(Tracker, "peer_lost", _forget_unsettled)],
+    Mutant.ANY_BASE: [(source, "lead", _any_base)],
+    Mutant.SYNC_NOT_AWAITED: [(engine_module, "may_return", _sync_like_a_write)],
+}
+
+
+@contextmanager
+def mutated(mutant: Mutant | None) -> Iterator[None]:
+    """The mirror without this safeguard, as long as the context lasts."""
+    with ExitStack() as stack:
+        for owner, name, replacement in _PATCHES[mutant] if mutant else ():
+            stack.enter_context(patch.object(owner, name, replacement))
+        yield
