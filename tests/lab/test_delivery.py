@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import pytest
@@ -156,11 +157,19 @@ def test_neighbours_of_a_dead_node_learn_a_living_one(directed: Farm, vip: Addre
     assert counted(farm, "node1", "arp-claim") == 0
 
 
+def prober(farm: Farm, vip: Address) -> Address:
+    """Whom client1 asks as. A probe without a packet to send comes from its link-local address, in IPv6."""
+    scope = "global" if vip.version == 4 else "link"
+    command = ["ip", "-j", f"-{vip.version}", "addr", "show", "dev", "eth0", "scope", scope]
+    shown = json.loads(farm.lab.exec("client1", command).stdout)
+    return ip_address(next(info["local"] for one in shown for info in one.get("addr_info", ()) if "local" in info))
+
+
 @pytest.mark.parametrize("vip", [VIP, VIP6], ids=["ARP", "ND"])
 def test_a_neighbour_that_asks_one_node_is_told_by_the_owner(directed: Farm, vip: Address) -> None:
     """Linux asks the node that it knows, and no other, whether the VIP is still there."""
     farm = directed
-    source = next(one.ip for one in farm.lab.plan.host("client1").addresses if one.version == vip.version)
+    source = prober(farm, vip)
     owner = farm.lab.api("node1").explain(str(source)).data["owner"]
     stranger = next(node for node in NODES if node != owner)
     mac = farm.lab.plan.host(stranger).links[0].mac_text

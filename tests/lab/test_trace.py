@@ -108,7 +108,7 @@ def test_the_same_client_is_accepted_on_one_node_and_dropped_on_another(calm_far
 
 
 def test_samples_agree_with_the_filters_own_counters(calm_farm: Farm) -> None:
-    with traces(calm_farm, "node1", options=("--vip", str(VIP))) as (trace,):
+    with traces(calm_farm, "node1", options=("--vip", str(VIP), "--rate", "10000")) as (trace,):
         for _ in range(3):
             curl(calm_farm, "client1", f"http://{VIP}/")
             curl(calm_farm, "client2", f"http://{VIP}:81/")
@@ -212,7 +212,9 @@ def test_another_namespaces_packets_are_not_shown(calm_farm: Farm) -> None:
 
 def in_native_mode(farm: Farm, node: str) -> None:
     config = farm.lab.plan.home(farm.lab.plan.host(node)) / "farm.toml"
-    config.write_text(config.read_text().replace("[node]\n", '[node]\nattach_mode = "native"\n', 1))
+    auto = 'attach_mode = "auto"'
+    assert auto in config.read_text()
+    config.write_text(config.read_text().replace(auto, 'attach_mode = "native"', 1))
     farm.lab.stop(node)
     stopped = partial(netns.processes, farm.lab.plan.host(node).namespace)
     farm.wait("the daemon has ended", lambda: netns.Part.DAEMON not in {process.part for process in stopped()})
