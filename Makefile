@@ -6,7 +6,7 @@ PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 C_FILES := $(wildcard ebpf/*.[ch] cext/*.[ch] cext/*/*.[ch] bench/*.[ch] tests/*/*.[ch] tests/native/shim/*/*.h)
 
-.PHONY: demo test check setup clean help fuzz kernels
+.PHONY: demo test check setup clean help fuzz kernels mirror
 
 help:
 	@echo "make demo    three nodes, one virtual IP, on this machine: drain, kill, freeze (as root)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   style and types only"
 	@echo "make fuzz    the filter against its oracle, 10 million packets, and ten minutes of libFuzzer"
 	@echo "make kernels the packet tests under Debian's own kernel, in QEMU (as root)"
+	@echo "make mirror  all tests of the mirror: real processes, PostgreSQL, kills (as root, ten minutes)"
 	@echo "make setup   packages, .venv, C and BPF; the others call it"
 	@echo "make clean   remove what was built, .venv included"
 
@@ -30,6 +31,9 @@ fuzz: setup
 
 kernels: setup
 	@$(BIN)/python -m tests.kernels.run
+
+mirror: setup
+	@$(BIN)/pytest tests/sim/mirror tests/checksum tests/mirror
 
 check: setup
 	@$(BIN)/ruff check
