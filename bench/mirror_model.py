@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.hunting import Catch, all_caught, catches, first_catch, hunt_all, short
 from bench.report import RESULTS, publish, table
 from tests.sim.mirror.mutants import Mutant, mutated
 from tests.sim.mirror.storm import Outcome, ride
@@ -60,48 +61,27 @@ def caught(seed: int, mutant: Mutant | None) -> str | None:
     return outcome.violation or outcome.stuck
 
 
-def hunt(name: str, limit: int) -> tuple[str, int | None, str]:
+def hunt(name: str, limit: int) -> Catch:
     """The first seed below `limit` that exposes a mutant."""
     mutant = Mutant[name]
     with mutated(mutant):
-        for seed in range(limit):
-            how = caught(seed, mutant)
-            if how:
-                return name, seed, how
-    return name, None, f"not caught in {limit} seeds"
-
-
-def mutants(limit: int, jobs: int) -> dict[str, dict[str, object]]:
-    """Every mutant with the number of seeds that it took to catch it."""
-    found: dict[str, dict[str, object]] = {}
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        hunts = [pool.apply_async(hunt, (mutant.name, limit)) for mutant in Mutant]
-        for waiting in hunts:
-            name, seed, how = waiting.get()
-            found[str(Mutant[name])] = {"seeds_to_catch": None if seed is None else seed + 1, "how": how}
-            print(f"mutant {name}: {how} (seed {seed})", file=sys.stderr, flush=True)
-    return found
+        return first_catch(name, limit, partial(caught, mutant=mutant))
 
 
 def show(results: dict[str, Any]) -> None:
     """The tables for people."""
     for part in ("histories", "aimed"):
         if part in results:
-            rows = [(name, _short(value)) for name, value in results[part].items()]
+            rows = [(name, short(value)) for name, value in results[part].items()]
             print(table((part, ""), rows), end="\n\n")
     if "mutants" in results:
-        found = [(name, row["seeds_to_catch"] or "never", row["how"]) for name, row in results["mutants"].items()]
-        print(table(("mutant", "seeds to catch", "how"), found))
-
-
-def _short(value: object) -> object:
-    return f"{len(value)} {value or ''}".rstrip() if isinstance(value, list) else value
+        print(catches(results["mutants"]))
 
 
 def passed(results: dict[str, Any]) -> bool:
     """Nothing violated, every pair recovered, every mutant caught."""
     rides = [results.get(part, {}) for part in ("histories", "aimed")]
-    caught_all = all(row["seeds_to_catch"] for row in results.get("mutants", {}).values())
+    caught_all = all_caught(results.get("mutants", {}))
     return caught_all and not any(ride.get("violations") or ride.get("not_recovered") for ride in rides)
 
 
@@ -122,7 +102,7 @@ def main() -> int:
     if options.aimed:
         results["aimed"] = histories(options.first, options.aimed, options.jobs, aimed=True)
     if options.mutants:
-        results["mutants"] = mutants(options.limit, options.jobs)
+        results["mutants"] = hunt_all(Mutant, hunt, options.limit, options.jobs)
     path = publish(
         "mirror_model", {name: results[name] for name in ("histories", "aimed", "mutants") if name in results}
     )

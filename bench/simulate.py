@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.hunting import Catch, all_caught, catches, first_catch, hunt_all, short
 from bench.report import RESULTS, publish, spread, table
 from farmd.model.config import Timing
 from tests.sim.mutants import Mutant, mutated
@@ -102,52 +103,35 @@ def caught(seed: int, mutant: Mutant | None) -> str | None:
     return ride(seed).violation
 
 
-def hunt(name: str, limit: int) -> tuple[str, int | None, str]:
+def hunt(name: str, limit: int) -> Catch:
     """The first seed below `limit` that exposes a mutant."""
     mutant = Mutant[name]
     gc.disable()
+
+    def caught_tidily(seed: int) -> str | None:
+        if seed % _COLLECT_EVERY == 0:
+            gc.collect()
+        return caught(seed, mutant)
+
     with mutated(mutant):
-        for seed in range(limit):
-            if seed % _COLLECT_EVERY == 0:
-                gc.collect()
-            how = caught(seed, mutant)
-            if how:
-                return name, seed, how
-    return name, None, f"not caught in {limit} seeds"
-
-
-def mutants(limit: int, jobs: int) -> dict[str, dict[str, object]]:
-    """Every mutant with the number of seeds that it took to catch it."""
-    found: dict[str, dict[str, object]] = {}
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        hunts = [pool.apply_async(hunt, (mutant.name, limit)) for mutant in Mutant]
-        for waiting in hunts:
-            name, seed, how = waiting.get()
-            found[str(Mutant[name])] = {"seeds_to_catch": None if seed is None else seed + 1, "how": how}
-            print(f"mutant {name}: {how} (seed {seed})", file=sys.stderr, flush=True)
-    return found
+        return first_catch(name, limit, caught_tidily)
 
 
 def show(results: dict[str, Any]) -> None:
     """The tables for people."""
     if "storms" in results:
-        print(table(("storms", ""), [(name, _short(value)) for name, value in results["storms"].items()]), end="\n\n")
+        print(table(("storms", ""), [(name, short(value)) for name, value in results["storms"].items()]), end="\n\n")
     if "takeover" in results:
         rows = [(name, *row.values()) for name, row in results["takeover"].items()]
         print(table(("takeover, ms", "runs", "min", "p50", "p99", "max"), rows), end="\n\n")
     if "mutants" in results:
-        rows = [(name, row["seeds_to_catch"] or "never", row["how"]) for name, row in results["mutants"].items()]
-        print(table(("mutant", "seeds to catch", "how"), rows))
-
-
-def _short(value: object) -> object:
-    return f"{len(value)} {value or ''}".rstrip() if isinstance(value, list) else value
+        print(catches(results["mutants"]))
 
 
 def passed(results: dict[str, Any]) -> bool:
     """Nothing violated, everything healed, every mutant caught."""
     storm = results.get("storms", {})
-    caught_all = all(row["seeds_to_catch"] for row in results.get("mutants", {}).values())
+    caught_all = all_caught(results.get("mutants", {}))
     return not storm.get("violations") and not storm.get("not_healed") and caught_all
 
 
@@ -168,7 +152,7 @@ def main() -> int:
     if options.seeds:
         results["storms"] = storms(options.first, options.seeds, options.jobs)
     if options.mutants:
-        results["mutants"] = mutants(options.limit, options.jobs)
+        results["mutants"] = hunt_all(Mutant, hunt, options.limit, options.jobs)
     path = publish("simulate", {name: results[name] for name in ("storms", "takeover", "mutants") if name in results})
     show(results)
     print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

@@ -6,7 +6,6 @@ Who may open the socket may do everything; the socket's mode is the permission (
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from farmd.daemon.httpd import read_object
 from farmd.model.answers import API_VERSION, Counters, ErrorData, EventList, Explanation, FarmStatus, Operation
 from farmd.model.errors import BadRequest, ConfigError, FarmError
 from farmd.model.nodes import MAX_WEIGHT
@@ -295,17 +295,7 @@ class _Body:
     @classmethod
     async def read(cls, request: Request, known: set[str]) -> _Body:
         """Read and parse the body; only the names in `known` may be in it."""
-        raw = bytearray()
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > MAX_BODY_BYTES:
-                raise BadRequest("request body", f"it is longer than {MAX_BODY_BYTES} bytes", "Send a shorter one")
-        try:
-            values = json.loads(raw or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise BadRequest("request body", f"it is not JSON ({error})", "Send a JSON object") from error
-        if not isinstance(values, dict):
-            raise BadRequest("request body", "it is not a JSON object", "Send an object, such as {}")
+        values = await read_object(request, MAX_BODY_BYTES)
         for name in values:
             if name not in known:
                 raise BadRequest(name, "there is no such field", _known("fields", known))

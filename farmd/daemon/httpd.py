@@ -7,16 +7,19 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from farmd.model.errors import FarmError, KernelError, Refused
+from farmd.model.errors import BadRequest, FarmError, KernelError, Refused
 
 _UMASK = 0o117
 """Leaves mode 0660: root and the socket's group."""
@@ -137,3 +140,19 @@ def _cannot(path: Path, error: OSError) -> FarmError:
     return KernelError(
         f"API socket {path}", f"cannot be made: {cause}", "Run farmd as root and see that the folder can be written"
     )
+
+
+async def read_object(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The JSON object in a request's body; an empty body counts as `{}`. Raises BadRequest."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > most_bytes:
+            raise BadRequest("request body", f"it is longer than {most_bytes} bytes", "Send a shorter one")
+    try:
+        values = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("request body", f"it is not JSON ({error})", "Send a JSON object") from error
+    if not isinstance(values, dict):
+        raise BadRequest("request body", "it is not a JSON object", "Send an object, such as {}")
+    return values

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from farmd.daemon.httpd import read_object
 from farmd.mirror.checksum import Mode
 from farmd.mirror.orders import Accept, Demote, GiveUp, Order, Promote, Resync, Stop
 from farmd.mirrord.mounts import users
@@ -49,7 +49,7 @@ class Api:
         return self._envelope("MirrorStatus", await picture(self._shell))
 
     async def _verb(self, request: Request) -> Response:
-        verb, body = str(request.path_params["verb"]), await _body(request)
+        verb, body = str(request.path_params["verb"]), await read_object(request, MAX_BODY_BYTES)
         if verb in ("verify", "diff"):
             job = self._shell.begin(Mode[verb.upper()])
             return self._envelope("Operation", {"text": f"{verb} has begun", "job": job.number})
@@ -113,18 +113,3 @@ _DONE = {
     "verify": "",
     "diff": "",
 }
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
-            raise BadRequest("request body", f"it is longer than {MAX_BODY_BYTES} bytes", "Send a shorter one")
-    try:
-        values = json.loads(raw or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("request body", f"it is not JSON ({error})", "Send a JSON object") from error
-    if not isinstance(values, dict):
-        raise BadRequest("request body", "it is not a JSON object", "Send an object, such as {}")
-    return values

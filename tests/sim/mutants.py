@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from enum import StrEnum
-from unittest.mock import patch
 
 from farmd.membership.commands import Command, Send
 from farmd.membership.core import Node
@@ -17,6 +15,7 @@ from farmd.membership.settings import NEVER_NS, Settings
 from farmd.membership.support import Lease, Promises
 from farmd.model.nodes import BootId, NodeId
 from farmd.model.view import Ballot
+from tests.sim.patching import Patch, patched
 
 
 class Mutant(StrEnum):
@@ -83,7 +82,7 @@ def _always_mine(self: Node, heartbeat: Heartbeat) -> Heard | None:
     return mine or Heard(me, tag, 0, False)
 
 
-_PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
+_PATCHES: dict[Mutant, list[Patch]] = {
     Mutant.NO_PROMISE: [(Promises, "give", _promise_nothing)],
     Mutant.LEASE_FROM_ACK: [(Lease, "echoed", _from_ack)],
     Mutant.NO_RESIDUAL_WAIT: [(Promises, "blocking", _no_wait)],
@@ -96,10 +95,6 @@ _PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
 }
 
 
-@contextmanager
-def mutated(mutant: Mutant | None) -> Iterator[None]:
+def mutated(mutant: Mutant | None) -> AbstractContextManager[None]:
     """The protocol without this safeguard, as long as the context lasts."""
-    with ExitStack() as stack:
-        for owner, name, replacement in _PATCHES[mutant] if mutant else ():
-            stack.enter_context(patch.object(owner, name, replacement))
-        yield
+    return patched(_PATCHES[mutant] if mutant else ())

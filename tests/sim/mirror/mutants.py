@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any
-from unittest.mock import patch
 
 from farmd.mirror import claims, source, target
 from farmd.mirror.acks import Gate, Mode, Standing
@@ -24,6 +23,7 @@ from tests.sim.mirror import engine as engine_module
 from tests.sim.mirror import world as world_module
 from tests.sim.mirror.disk import Disk
 from tests.sim.mirror.world import World
+from tests.sim.patching import Patch, patched
 
 
 class Mutant(StrEnum):
@@ -150,7 +150,7 @@ def _sync_like_a_write(mode: Mode, gate: Gate, op: Standing, *, lag_ok: bool = T
     return gate is Gate.ALONE or op.enqueued
 
 
-_PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
+_PATCHES: dict[Mutant, list[Patch]] = {
     Mutant.NO_ARBITER: [(world_module, "decide", _always)],
     Mutant.ACK_BEFORE_SWITCH: [(source, "on_drained", _done_first)],
     Mutant.LOG_IGNORED: [(Tracker, "suspect", _ignore)],
@@ -173,10 +173,6 @@ _PATCHES: dict[Mutant, list[tuple[object, str, object]]] = {
 }
 
 
-@contextmanager
-def mutated(mutant: Mutant | None) -> Iterator[None]:
+def mutated(mutant: Mutant | None) -> AbstractContextManager[None]:
     """The mirror without this safeguard, as long as the context lasts."""
-    with ExitStack() as stack:
-        for owner, name, replacement in _PATCHES[mutant] if mutant else ():
-            stack.enter_context(patch.object(owner, name, replacement))
-        yield
+    return patched(_PATCHES[mutant] if mutant else ())
