@@ -97,6 +97,7 @@ class Engine:
         self._mounted: WriteThrough | None = None
         self._tls: list[Tls] = []
         self._receiving: threading.Thread | None = None
+        self._ended = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._over = False
         self._counting = False
@@ -211,21 +212,24 @@ class Engine:
 
     def _receive(self, order: Message, fds: list[int]) -> Message:
         if self._receiving is not None and self._receiving.is_alive():
-            raise ValueError("a stream is being received already")
+            if not self._ended.is_set():
+                raise ValueError("a stream is being received already")
+            self._receiving.join()  # it has told its end, and a moment later it is over
+        self._ended.clear()
         fd = os.dup(fds[0])
-
-        def apply() -> None:
-            try:
-                ended = self._receive_from(fd, order)
-                self._send({"event": "ended"} | asdict(ended))
-            except FarmError as error:
-                self._send({"event": "ended", "code": -1, "text": str(error)})
-            finally:
-                os.close(fd)
-
-        self._receiving = threading.Thread(target=apply)
+        self._receiving = threading.Thread(target=self._apply, args=(fd, order))
         self._receiving.start()
         return {}
+
+    def _apply(self, fd: int, order: Message) -> None:
+        try:
+            told = asdict(self._receive_from(fd, order))
+        except FarmError as error:
+            told = {"code": -1, "text": str(error)}
+        finally:
+            os.close(fd)
+        self._ended.set()  # before it is told: who reads of the end may begin the next at once
+        self._send({"event": "ended"} | told)
 
     def _receive_from(self, fd: int, order: Message) -> Received:
         return receive(
