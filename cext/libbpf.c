@@ -229,14 +229,39 @@ static uint64_t bytes_of_bits(uint8_t bits)
 	return (one_in_each + 0x7f * each) >> 7 & each;
 }
 
-// The filter's form of a group's planes, a byte a bucket. A plane has a bit a bucket, FARM_BUCKETS / 8 bytes.
-static void farm_mix_planes(uint8_t *states, const uint8_t *own, const uint8_t *held, const uint8_t *fresh)
+// Writes the filter's form of a group's planes, a byte a bucket, eight at a time and each once: the filter may be
+// reading. A plane has a bit a bucket, FARM_BUCKETS / 8 bytes. In a directed farm what is not plainly ours is sent on.
+static void farm_write_planes(uint64_t *states, const uint8_t *own, const uint8_t *held, const uint8_t *fresh,
+			      int directed)
 {
-	for (unsigned int at = 0; at < FARM_BUCKETS / 8; at++) {
-		uint64_t mixed = bytes_of_bits(own[at]) * FARM_OWN | bytes_of_bits(held[at]) * FARM_HELD |
-				 bytes_of_bits(fresh[at]) * FARM_FRESH;
+	const uint64_t each = 0x0101010101010101;
 
-		memcpy(states + 8 * at, &mixed, sizeof(mixed));
+	for (unsigned int at = 0; at < FARM_BUCKETS / 8; at++) {
+		uint64_t ours = bytes_of_bits(own[at]), left = bytes_of_bits(held[at]),
+			 contested = bytes_of_bits(fresh[at]);
+		uint64_t mixed = ours * FARM_OWN | left * FARM_HELD | contested * FARM_FRESH;
+
+		if (directed)
+			mixed |= (each ^ (ours & ~(left | contested))) * FARM_SEND_ON;
+		*(volatile uint64_t *)(states + at) = mixed;
+	}
+}
+
+// The inverse for an owner map: the plane of the buckets whose byte is `node`.
+static void farm_plane_of(uint8_t *plane, const uint8_t *owners, uint8_t node)
+{
+	const uint64_t each = 0x0101010101010101;
+
+	for (unsigned int at = 0; at < FARM_BUCKETS / 8; at++) {
+		uint64_t eight, low, differs;
+
+		memcpy(&eight, owners + 8 * at, sizeof(eight));
+		eight ^= node * each;
+		// The top bit of every byte that is not 0; no byte's sum carries into the next.
+		low = eight & 0x7f * each;
+		differs = ((low + 0x7f * each) | eight) >> 7 & each;
+		// One bit of each byte, in order, into the top byte.
+		plane[at] = (uint8_t)((differs ^ each) * 0x0102040810204080 >> 56);
 	}
 }
 

@@ -37,6 +37,7 @@ from farmd.membership.requests import Drain, Leave, Ready, Request, SetWeight
 from farmd.membership.settings import Settings
 from farmd.membership.wire import Channel, DropReason, Opened
 from farmd.model import farmfile
+from farmd.model.buckets import PlaneOf, plane_of
 from farmd.model.config import Delivery, FarmConfig
 from farmd.model.errors import FarmError
 from farmd.model.nodes import BootId, NodeId, Role
@@ -72,15 +73,16 @@ class Engine:
         kernel: Kernel | None,
         transport: Transport,
         routes: RouteControl | None = None,
+        plane_of: PlaneOf = plane_of,
     ) -> None:
-        """`kernel` is None on a witness, `routes` unless the farm is directed."""
+        """`kernel` is None on a witness, `routes` unless the farm is directed; `plane_of` may be the fast one."""
         now = boot_ns()
         self._config = config
         self._fingerprint = fingerprint(config, ring)
         self._kernel = kernel
         self._transport = transport
         self._boot = BootId(secrets.randbits(64))
-        self._node = Node(_settings(config), self._boot, now)
+        self._node = Node(_settings(config), self._boot, now, plane_of)
         members = frozenset(member.id for member in config.members)
         self._channel = Channel(ring, config.farm, config.me.id, self._boot, members)
         self._written: list[Planes] = [CLOSED] * len(config.groups)
@@ -323,16 +325,18 @@ def main() -> None:
         config = farmfile.load(arguments.config)
         ring = read_key_file(config.key_file)
         kernel = routes = None
+        reader: PlaneOf = plane_of
         if config.filters:
-            from farmd.dataplane.planes import KernelPlanes
+            from farmd.dataplane import planes
 
             directed = config.delivery is Delivery.DIRECTED
-            kernel = KernelPlanes.open(config.pin_dir, directed=directed)
+            kernel = planes.KernelPlanes.open(config.pin_dir, directed=directed)
+            reader = planes.plane_of
             if directed:
                 from farmd.dataplane.routes import KernelRoutes
 
                 routes = KernelRoutes.open(config.pin_dir)
-        asyncio.run(Engine(config, ring, kernel, Transport(config), routes).run())
+        asyncio.run(Engine(config, ring, kernel, Transport(config), routes, reader).run())
     except FarmError as error:
         log("engine", "engine.failed", str(error))
         sys.exit(1)

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.dataplane.kernel import Map, Program
-from farmd.model.buckets import BUCKETS, plane_bytes
+from farmd.model.buckets import BUCKETS, PLANE_BYTES, plane_bytes
 from farmd.model.errors import KernelError
+from farmd.model.nodes import NodeId
 from farmd.model.planes import CLOSED, Planes
 
 CLOCK_MONOTONIC_COARSE = 6
 """Linux's clock that advances once a tick, so its resolution is a tick's length; Python's `time` does not name it."""
 
 _OWN, _HELD, _FRESH = int(lib.FARM_OWN), int(lib.FARM_HELD), int(lib.FARM_FRESH)
-_SEND_ON = int(lib.FARM_SEND_ON)
-_DIRECTED = bytes(state if state == _OWN else state | _SEND_ON for state in range(256))
 
 
 class FilterControl(Protocol):
@@ -42,6 +41,7 @@ class KernelPlanes:
 
     def __init__(self, planes: Map, renew: Program, *, directed: bool = False) -> None:
         self._memory = planes.memory()
+        self._words = ffi.from_buffer("uint64_t[]", self._memory, require_writable=True)
         planes.close()
         self._renew = renew
         self._directed = directed
@@ -62,8 +62,7 @@ class KernelPlanes:
 
     def write(self, group: int, planes: Planes) -> None:
         """See `FilterControl`."""
-        states = encode(planes)
-        self._memory[_place(group)] = states.translate(_DIRECTED) if self._directed else states
+        _put(self._words + _place(group).start // 8, planes, self._directed)
 
     def read(self, group: int) -> Planes:
         """See `FilterControl`."""
@@ -79,6 +78,7 @@ class KernelPlanes:
 
     def close(self) -> None:
         """Let go of the filter, which goes on as it is."""
+        ffi.release(self._words)
         self._memory.close()
         self._renew.close()
 
@@ -119,16 +119,25 @@ class MemoryPlanes:
         return self.deadline_ns - self.now_ns
 
 
-def encode(planes: Planes) -> bytes:
-    """The kernel's form: a byte a bucket, with a bit for each plane. In C, because a takeover waits for it."""
+def encode(planes: Planes, *, directed: bool = False) -> bytes:
+    """The kernel's form: a byte a bucket, with a bit for each plane."""
     states = bytearray(BUCKETS)
-    lib.farm_mix_planes(
-        ffi.from_buffer("uint8_t[]", states, require_writable=True),
-        plane_bytes(planes.own),
-        plane_bytes(planes.held),
-        plane_bytes(planes.fresh),
-    )
+    _put(ffi.from_buffer("uint64_t[]", states, require_writable=True), planes, directed)
     return bytes(states)
+
+
+def _put(at: Any, planes: Planes, directed: bool) -> None:
+    """In C, because a takeover waits for it."""
+    lib.farm_write_planes(at, plane_bytes(planes.own), plane_bytes(planes.held), plane_bytes(planes.fresh), directed)
+
+
+def plane_of(owners: bytes, node: NodeId) -> int:
+    """The fast twin of `farmd.model.buckets.plane_of`: a takeover waits for it."""
+    if len(owners) != BUCKETS:
+        raise ValueError(f"an owner map has {BUCKETS} bytes, not {len(owners)}")
+    plane = bytearray(PLANE_BYTES)
+    lib.farm_plane_of(ffi.from_buffer("uint8_t[]", plane, require_writable=True), owners, node)
+    return int.from_bytes(plane, "little")
 
 
 def decode(state: bytes) -> Planes:

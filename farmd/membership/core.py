@@ -78,6 +78,7 @@ from farmd.membership.serving import (
 from farmd.membership.settings import FAR_NS, NEVER_NS, Settings
 from farmd.membership.state import State
 from farmd.membership.status import Register
+from farmd.model.buckets import PlaneOf, plane_of
 from farmd.model.nodes import BootId, NodeId
 from farmd.model.view import NO_BALLOT, Ballot
 
@@ -85,8 +86,8 @@ from farmd.model.view import NO_BALLOT, Ballot
 class Node:
     """One node of a farm. Every method takes the time and returns what the node's shell must do, in order."""
 
-    def __init__(self, settings: Settings, boot: BootId, now_ns: int) -> None:
-        self._state = state = State(settings, boot, now_ns)
+    def __init__(self, settings: Settings, boot: BootId, now_ns: int, plane_of: PlaneOf = plane_of) -> None:
+        self._state = state = State(settings, boot, now_ns, plane_of)
         self._register = Register(now_ns)
         self._inbox = Inbox()
         self._asker = Asker()

@@ -267,7 +267,7 @@ class Election:
         for node, claimed in claims.items():
             if len(claimed) == len(contested):
                 for group, plane in enumerate(claimed):
-                    contested[group] |= plane & ~state.view.share(group, node)
+                    contested[group] |= plane & ~state.view.share(group, node, state.plane_of)
         self.stage = Stage.IDLE
         self._failures = 0
         self._needed_ns = NEVER_NS

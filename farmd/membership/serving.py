@@ -63,7 +63,7 @@ def adopt(state: State, now_ns: int, proposal: Propose) -> None:
     """Rule 5: release what the view does not give us, then adopt it, then promise. Nothing is extended by this."""
     expire(state, now_ns)
     view = proposal.view
-    shares = view.shares(state.me)
+    shares = view.shares(state.me, state.plane_of)
     keep_nothing = state.leaving or (state.alone and state.me not in view.members)
     kept = tuple(
         CLOSED if keep_nothing else release(planes, share)

@@ -12,7 +12,7 @@ from farmd.membership.peers import Peer
 from farmd.membership.requests import RequestId
 from farmd.membership.settings import NEVER_NS, Settings
 from farmd.membership.support import Lease, Promises
-from farmd.model.buckets import NO_OWNERS
+from farmd.model.buckets import NO_OWNERS, PlaneOf
 from farmd.model.config import Profile
 from farmd.model.nodes import BootId, NodeId, Role
 from farmd.model.planes import CLOSED, Planes
@@ -26,6 +26,7 @@ class State:
     settings: Settings
     boot: BootId
     born_ns: int
+    plane_of: PlaneOf
     me: NodeId = field(init=False)
     peers: dict[NodeId, Peer] = field(init=False)
     promises: Promises = field(init=False)

@@ -8,7 +8,7 @@ bytes are the kernel's 64-bit words.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import compress, cycle
 
 from farmd.model.nodes import MAX_NODES, NodeId
@@ -89,6 +89,10 @@ def positions(owners: bytes, owner: int) -> list[int]:
     """The buckets whose entry is `owner`, ascending."""
     marks = bytes(number == owner for number in range(256))
     return list(compress(range(len(owners)), owners.translate(marks)))
+
+
+PlaneOf = Callable[[bytes, NodeId], int]
+"""What computes `plane_of`: this module's, or its fast twin in C, which an engine uses."""
 
 
 def plane_of(owners: bytes, node: NodeId) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from farmd.model.buckets import NOBODY, assign, plane_of
+from farmd.model.buckets import NOBODY, PlaneOf, assign, plane_of
 from farmd.model.nodes import MAX_NODES, BootId, NodeId
 
 
@@ -52,11 +52,11 @@ class View:
             return 0
         return self.weights[group][node]
 
-    def share(self, group: int, node: NodeId) -> int:
+    def share(self, group: int, node: NodeId, plane_of: PlaneOf = plane_of) -> int:
         """The plane of buckets that `node` owns in `group`."""
         return plane_of(self.owners[group], node)
 
-    def shares(self, node: NodeId) -> tuple[int, ...]:
+    def shares(self, node: NodeId, plane_of: PlaneOf = plane_of) -> tuple[int, ...]:
         """`share` for every group."""
         return tuple(plane_of(owners, node) for owners in self.owners)
 

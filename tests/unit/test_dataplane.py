@@ -17,8 +17,10 @@ from farmd.dataplane import planes, tables
 from farmd.dataplane._libbpf import ffi, lib
 from farmd.dataplane.reasons import REASONS, VERDICTS, Reason, Verdict, verdict_of
 from farmd.model import siphash
+from farmd.model.buckets import BUCKETS, plane_of
 from farmd.model.config import Delivery
 from farmd.model.interfaces import InterfaceFacts
+from farmd.model.nodes import NodeId
 from farmd.model.planes import CLOSED, Planes
 from farmd.model.rules import Address, Affinity, Protocol, Rule
 from tests.unit import farms
@@ -52,6 +54,25 @@ def test_each_bucket_has_its_byte(bucket: int) -> None:
     assert len(state) == 4096
     assert {number: byte for number, byte in enumerate(state) if byte} == {bucket: lib.FARM_OWN | lib.FARM_FRESH}
     assert planes.encode(Planes(held=1 << bucket))[bucket] == lib.FARM_HELD
+
+
+@given(PLANE, PLANE, PLANE)
+def test_a_directed_farm_sends_on_what_is_not_plainly_its_nodes(own: int, held: int, fresh: int) -> None:
+    value = Planes(own=own, held=held, fresh=fresh)
+    plain = planes.encode(value)
+    sent_on = bytes(state if state == lib.FARM_OWN else state | lib.FARM_SEND_ON for state in plain)
+    assert planes.encode(value, directed=True) == sent_on
+
+
+@given(st.lists(st.integers(0, 63) | st.just(255), min_size=1, max_size=70), st.integers(0, 63))
+def test_the_fast_share_is_the_models(pattern: list[int], node: int) -> None:
+    owners = (bytes(pattern) * BUCKETS)[:BUCKETS]
+    assert planes.plane_of(owners, NodeId(node)) == plane_of(owners, NodeId(node))
+
+
+def test_the_fast_share_refuses_half_an_owner_map() -> None:
+    with pytest.raises(ValueError, match="4096 bytes"):
+        planes.plane_of(bytes(4095), NodeId(0))
 
 
 def test_the_twin_in_memory() -> None:
