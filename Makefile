@@ -21,8 +21,9 @@ help:
 demo: setup
 	@$(BIN)/farmctl demo
 
+# Every file stays in one worker, so that its tests may share a farm.
 test: check
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 fuzz: setup
 	@$(BIN)/python -m tests.native.mutants

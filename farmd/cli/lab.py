@@ -11,7 +11,7 @@ import typer
 from farmd.cli.output import envelope, note, say, say_json, table
 from farmd.cli.session import Session, verb
 from farmd.model.config import AttachMode, Delivery, Profile
-from farmd.model.errors import BadRequest, NotFound
+from farmd.model.errors import BadRequest, FarmError
 
 if TYPE_CHECKING:
     from farmd.lab.lab import Lab, LabStatus
@@ -95,8 +95,8 @@ def down(session: Session, name: NameOption = "lab") -> None:
 
     try:
         lab = Lab.open(name)
-    except NotFound:
-        # What is left of a lab that was never written down still carries its name.
+    except FarmError:
+        # Never written down, or by another version: what is left still carries the lab's name.
         lab = Lab(LabPlan(name=name))
     lab.down()
     _done(session, name, "down", f"lab {name} is gone")

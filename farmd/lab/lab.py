@@ -333,10 +333,11 @@ def _read_plan(like: LabPlan) -> LabPlan | None:
     try:
         fields = json.loads(_state_file(like).read_text())
         kinds = {"profile": Profile, "delivery": Delivery, "attach_mode": AttachMode}
-        return replace(like, **fields | {key: kind(fields[key]) for key, kind in kinds.items()})
+        # What an older farmd wrote lacks what has come since.
+        return replace(like, **fields | {key: kind(fields[key]) for key, kind in kinds.items() if key in fields})
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         next_step = f"Run `farmctl lab down --name {like.name}`"
         raise FarmError(str(_state_file(like)), f"unreadable: {error}", next_step) from error
 

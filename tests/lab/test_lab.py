@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from farmd.cli.main import run
 from farmd.lab import netns
 from farmd.lab.demo import remains
 from farmd.lab.lab import Lab
@@ -109,6 +110,18 @@ def test_down_clears_what_a_killed_builder_left(after_s: float) -> None:
     time.sleep(0.1)  # an `ip` that it had started may still be at work
     lab.down()
     assert remains(lab) == []
+
+
+@pytest.mark.parametrize("written", ["{", '{"nodes": 1}', '{"nodes": 1, "shape": "of tomorrow"}'])
+def test_down_removes_a_lab_of_another_version(written: str) -> None:
+    lab = Lab(LabPlan(lab_name(), nodes=1, clients=1))
+    try:
+        lab.up()
+        (lab.plan.directory / "lab.json").write_text(written)
+        assert run(["lab", "down", "--name", lab.plan.name]) == 0
+        assert remains(lab) == []
+    finally:
+        lab.down()
 
 
 def test_only_one_builder_at_a_time() -> None:
