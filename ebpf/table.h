@@ -104,14 +104,9 @@ static __always_inline __u32 interface_place(const struct farm_table *t, const s
 // The hardware address of the interface that the frame came in on.
 static __always_inline const __u8 *interface_mac(const struct farm_table *t, const struct xdp_md *ctx)
 {
-	__u32 ifindex = ctx->ingress_ifindex;
+	__u32 place = interface_place(t, ctx);
 
-#pragma unroll
-	for (int i = 0; i < FARM_INTERFACES; i++) {
-		if (likely(t->interfaces[i].ifindex == ifindex))
-			return t->interfaces[i].mac;
-	}
-	return NULL;
+	return place < FARM_INTERFACES ? t->interfaces[place].mac : NULL;
 }
 
 // Every MAC lies on an even address: three loads instead of six.
