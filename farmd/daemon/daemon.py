@@ -136,7 +136,7 @@ class Daemon:
             metrics.stop()
         if engine in done and self._engine.leaving:
             self._ending = Ending.LEFT
-        self._end_health()
+        await self._end_health()
         self._stop.set()
         self._events.close()
         for task in (engine, *others):
@@ -179,11 +179,11 @@ class Daemon:
             return
         self._health = server
 
-    def _end_health(self) -> None:
+    async def _end_health(self) -> None:
         if self._health is None:
             return
         if self._ending is Ending.RELOAD:
-            self._health.hand_over()
+            await self._health.hand_over()
         else:
             self._health.close()
 

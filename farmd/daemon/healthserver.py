@@ -28,6 +28,10 @@ _MOST_CLIENTS = 64
 _REQUEST_BYTES = 8192
 _PATIENCE_S = 3.0
 """For a whole connection, answer included."""
+_LAST_ANSWERS_S = 1.0
+"""For answers that are under way when the socket is handed over."""
+_BEGIN_S = 0.01
+"""For the event loop to begin with connections that it has accepted."""
 _BACKLOG = 128
 _REPORT_S = 0.1
 """How long a report is shared. Its lease is compared with the clock each time, so it is never believed too long."""
@@ -126,6 +130,8 @@ class HealthServer:
         self._checks = checks
         self._place = place
         self._busy = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
 
@@ -146,9 +152,16 @@ class HealthServer:
         if self._socket is not None:
             self._socket.close()
 
-    def hand_over(self) -> None:
-        """Stop answering, and leave the socket to the program that this process becomes: who asks meanwhile waits."""
+    async def hand_over(self) -> None:
+        """Leave the socket to the program that this process becomes: who asks from now on waits for that one.
+
+        Who was accepted is answered first, if that takes no longer than a moment.
+        """
         self._end_serving()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS_S):
+                await asyncio.sleep(_BEGIN_S)
+                await self._idle.wait()
         if self._socket is not None:
             self._socket.set_inheritable(True)
             os.environ[_INHERITED] = str(self._socket.detach())
@@ -162,6 +175,7 @@ class HealthServer:
             writer.close()
             return
         self._busy += 1
+        self._idle.clear()
         try:
             with suppress(TimeoutError, OSError, asyncio.IncompleteReadError):
                 async with asyncio.timeout(_PATIENCE_S):
@@ -171,6 +185,8 @@ class HealthServer:
                     await writer.wait_closed()
         finally:
             self._busy -= 1
+            if not self._busy:
+                self._idle.set()
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:

@@ -188,7 +188,7 @@ def test_a_reload_is_noticed_by_no_health_check(balanced: Farm) -> None:
     finally:
         end.set()
         thread.join()
-    assert len(answers) > 10
+    assert len(answers) >= 3
     assert set(answers) == {(200, "node2 takes new clients")}
 
 

@@ -297,6 +297,28 @@ def test_clients_that_send_nothing_are_sent_away_and_block_nobody_for_long(monke
     serving(talk)
 
 
+def test_who_has_asked_is_answered_before_the_socket_is_handed_over() -> None:
+    async def slow() -> EngineReport:
+        await asyncio.sleep(0.05)
+        return farms.report(farms.view())
+
+    async def main() -> None:
+        place = free_place()
+        server = HealthServer(HealthChecks(FARM, slow, lambda: EVERYWHERE, lambda: NOW_NS), place)
+        await server.start()
+        asking = [asyncio.create_task(ask(place, get("/health"))) for _ in range(20)]
+        await asyncio.sleep(0.005)
+        await server.hand_over()
+        answered = [one.result() for one in asking if one.done()]
+        assert answered
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answered)
+        drop_inherited()
+        # Whoever was not accepted yet sees a closed listener only here, where nobody takes it over.
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_the_socket_is_handed_over_to_the_next_program() -> None:
     async def well() -> EngineReport:
         return farms.report(farms.view())
@@ -306,7 +328,7 @@ def test_the_socket_is_handed_over_to_the_next_program() -> None:
         checks = HealthChecks(FARM, well, lambda: EVERYWHERE, lambda: NOW_NS)
         first, second = HealthServer(checks, place), HealthServer(checks, place)
         await first.start()
-        first.hand_over()
+        await first.hand_over()
         waiting = asyncio.create_task(ask(place, get("/health")))
         await asyncio.sleep(0.05)
         assert not waiting.done()
@@ -314,7 +336,7 @@ def test_the_socket_is_handed_over_to_the_next_program() -> None:
         assert (await waiting).startswith(b"HTTP/1.1 200 ")
         with pytest.raises(KernelError, match="cannot be listened on"):
             await HealthServer(checks, place).start()
-        second.hand_over()
+        await second.hand_over()
         drop_inherited()
         with pytest.raises(ConnectionRefusedError):
             await ask(place, get("/health"))
