@@ -298,23 +298,23 @@ def test_clients_that_send_nothing_are_sent_away_and_block_nobody_for_long(monke
 
 
 def test_who_has_asked_is_answered_before_the_socket_is_handed_over() -> None:
-    async def slow() -> EngineReport:
-        await asyncio.sleep(0.05)
-        return farms.report(farms.view())
-
     async def main() -> None:
+        told = asyncio.Event()
+
+        async def late() -> EngineReport:
+            await told.wait()
+            return farms.report(farms.view())
+
         place = free_place()
-        server = HealthServer(HealthChecks(FARM, slow, lambda: EVERYWHERE, lambda: NOW_NS), place)
+        server = HealthServer(HealthChecks(FARM, late, lambda: EVERYWHERE, lambda: NOW_NS), place)
         await server.start()
         asking = [asyncio.create_task(ask(place, get("/health"))) for _ in range(20)]
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.2)
+        asyncio.get_running_loop().call_later(0.05, told.set)
         await server.hand_over()
-        answered = [one.result() for one in asking if one.done()]
-        assert answered
-        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answered)
+        assert told.is_set()
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in await asyncio.gather(*asking))
         drop_inherited()
-        # Whoever was not accepted yet sees a closed listener only here, where nobody takes it over.
-        await asyncio.gather(*asking, return_exceptions=True)
 
     asyncio.run(main())
 
