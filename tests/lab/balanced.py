@@ -78,12 +78,12 @@ def _get(host: str, port: int) -> str | None:
     return text if answer.status == 200 else None
 
 
-def health(farm: Farm, node: str, path: str = "/health") -> tuple[int, str]:
+def health(farm: Farm, node: str, path: str = "/health", *, timeout_s: float = _TIMEOUT_S) -> tuple[int, str]:
     """Status and text of a node's health URL as the balancer's host sees it; 0 if nobody answers."""
 
     def ask() -> tuple[int, str]:
         address = str(farm.lab.plan.host(node).addresses[0].ip)
-        connection = http.client.HTTPConnection(address, HEALTH_PORT, timeout=_TIMEOUT_S)
+        connection = http.client.HTTPConnection(address, HEALTH_PORT, timeout=timeout_s)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

@@ -175,7 +175,7 @@ def test_a_reload_is_noticed_by_no_health_check(balanced: Farm) -> None:
 
     def ask() -> None:
         while not end.is_set():
-            answers.append(health(balanced, "node2"))
+            answers.append(health(balanced, "node2", timeout_s=60))  # who asks in between waits for the new program
             end.wait(0.02)
 
     thread = threading.Thread(target=ask)
