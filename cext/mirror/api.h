@@ -24,13 +24,16 @@ enum mirror_event_kind {
 	MIRROR_EVENT_LOST,    // the peer is gone; code = errno, text = why
 	MIRROR_EVENT_REFUSED, // nobody decided within decide_ms: changes fail from now on
 	// About to change, and reported once between two checkpoints. Zones are 16 MiB while paired (what the activity
-	// log wants), 64 KiB otherwise. With `confirm` the change itself waits for mirror_confirm(number).
+	// log wants), 64 KiB otherwise. With `confirm` see dirty.c: changes wait for mirror_confirm(number) of the
+	// coarse events, and the fine ones come beside them while the peer is away.
 	MIRROR_EVENT_DATA,	 // bytes [offset, offset + length) of `handle`, rounded to zones
 	MIRROR_EVENT_INODE,	 // attributes or size of `handle`
 	MIRROR_EVENT_NAMES,	 // entries of the directory `handle`
 	MIRROR_EVENT_OVERFLOW,	 // events up to `number` were dropped: anything may have changed
 	MIRROR_EVENT_CHECKPOINT, // whatever the events up to `offset` announced is on both disks
-	MIRROR_EVENT_UNMOUNTED	 // the file system is gone
+	MIRROR_EVENT_UNMOUNTED,	 // the file system is gone
+	MIRROR_EVENT_WHOLE,	 // all of the file `handle`: it was cut, moved or linked (`confirm` only)
+	MIRROR_EVENT_PLACE	 // the name `text` in the directory `handle`, and what is below (`confirm` only)
 };
 
 struct mirror_event {
@@ -39,10 +42,15 @@ struct mirror_event {
 	uint64_t number;
 	uint64_t offset;
 	uint64_t length;
+	int waits; // a change waits until this event is confirmed
 	uint32_t handle_type;
 	uint32_t handle_size;
 	uint8_t handle[64];
-	char text[96];
+	// With `confirm`, for a file that has a name: the directory that it is in, and its name there in `text`.
+	uint32_t parent_type;
+	uint32_t parent_size;
+	uint8_t parent[64];
+	char text[256];
 };
 
 struct mirror_config {
@@ -106,6 +114,8 @@ int mirror_next_events(struct mirror *fs, struct mirror_event *events, int room)
 // by the thread that confirms events: changes that wait for a confirmation hold it up.
 int mirror_checkpoint(struct mirror *fs);
 void mirror_confirm(struct mirror *fs, uint64_t number);
+// Every zone is told again from here on; returns the number of the last event before. Not for the confirming thread.
+uint64_t mirror_retell(struct mirror *fs);
 void mirror_read_stats(struct mirror *fs, struct mirror_stats *stats);
 
 // TLS 1.3 over a connected socket, both sides with a certificate of the farm. NULL and a sentence on failure.

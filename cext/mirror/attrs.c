@@ -174,11 +174,13 @@ static int set_attributes(struct worker *worker, struct node *node, struct op *o
 void do_setattr(struct worker *worker)
 {
 	struct mirror *fs = worker->fs;
+	const struct fuse_setattr_in *in = (const void *)worker->body;
 	struct node *node = node_of(fs, worker->in->nodeid);
+	bool cut = fs->config.confirm && in->valid & FATTR_SIZE;
 	struct op *op;
 	int error;
 
-	if (!change_begin(worker, MIRROR_EVENT_INODE, node, 0, 0))
+	if (!change_begin(worker, cut ? MIRROR_EVENT_WHOLE : MIRROR_EVENT_INODE, node, 0, 0))
 		return;
 	op = op_new(worker);
 	error = op ? set_attributes(worker, node, op) : -ENOMEM;

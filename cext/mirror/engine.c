@@ -50,6 +50,8 @@ static int start_worker(struct mirror *fs)
 
 static int prepare(struct mirror *fs, const struct mirror_config *config)
 {
+	pthread_rwlockattr_t fair;
+
 	fs->config = *config;
 	fs->mount_point = strdup(config->mount_point);
 	fs->patterns = strdup(config->excluded ? config->excluded : "");
@@ -65,7 +67,10 @@ static int prepare(struct mirror *fs, const struct mirror_config *config)
 	pthread_cond_init(&fs->stream_wake, NULL);
 	pthread_cond_init(&fs->idle_wake, NULL);
 	pthread_cond_init(&fs->thaw_wake, NULL);
-	pthread_rwlock_init(&fs->gate, NULL);
+	// A checkpoint must get its turn while others go on changing; nobody is in the gate twice.
+	pthread_rwlockattr_init(&fair);
+	pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&fs->gate, &fair);
 	if (!fs->mount_point || !fs->patterns || fs->root_fd < 0)
 		return fs->root_fd < 0 ? -EBADF : -ENOMEM;
 	return events_start(&fs->events);
@@ -241,7 +246,6 @@ int mirror_checkpoint(struct mirror *fs)
 	uint64_t number;
 	int code;
 
-	times_send_all(fs);
 	pthread_rwlock_wrlock(&fs->gate);
 	pthread_mutex_lock(&fs->stream_lock);
 	number = fs->events.number;
@@ -250,6 +254,8 @@ int mirror_checkpoint(struct mirror *fs)
 		fs->generation++;
 	pthread_mutex_unlock(&fs->stream_lock);
 	pthread_rwlock_unlock(&fs->gate);
+	// The times of all that was told up to here are part of it.
+	times_send_all(fs);
 	if (!code && syncfs(fs->root_fd))
 		code = -errno;
 	// The peer after this side: its answer then speaks for both.
@@ -257,6 +263,19 @@ int mirror_checkpoint(struct mirror *fs)
 	if (!code)
 		stream_change(fs, &change);
 	return code;
+}
+
+uint64_t mirror_retell(struct mirror *fs)
+{
+	uint64_t number;
+
+	pthread_rwlock_wrlock(&fs->gate);
+	pthread_mutex_lock(&fs->stream_lock);
+	number = fs->events.number;
+	fs->generation++;
+	pthread_mutex_unlock(&fs->stream_lock);
+	pthread_rwlock_unlock(&fs->gate);
+	return number;
 }
 
 int mirror_freeze(struct mirror *fs)

@@ -21,7 +21,12 @@
 #define MAX_WRITE   (1 << 20)
 #define MAX_WORKERS 64
 #define STRIPES	    256
-#define EVENT_RING  65536
+#define EVENT_RING  16384
+
+struct zone_set {
+	uint64_t *bits;
+	uint64_t words;
+};
 
 struct node {
 	struct node *next; // in its hash chain
@@ -39,10 +44,11 @@ struct node {
 	_Atomic uint32_t mode;
 	bool excluded;
 	atomic_bool times_dirty;
-	bool names_told, inode_told;
-	uint64_t told; // the generation that names_told, inode_told and zones are of
-	uint64_t *zones;
-	uint64_t zone_words;
+	bool names_told, inode_told, whole_told;
+	bool fine_inode_told, fine_whole_told;
+	bool measured, large; // see dirty.c
+	uint64_t told;	      // the generation that all of these, and the zones, are of
+	struct zone_set zones, fine;
 };
 
 // An operation whose reply may have to wait: for the local file system, the peer, a confirmed event.
@@ -79,6 +85,7 @@ struct event_ring {
 	int fd;
 	pthread_cond_t wake; // something was confirmed
 	uint64_t head, tail, number, confirmed;
+	uint64_t asked; // the last event that a change waits for
 	bool overflow, closed;
 	struct mirror_event *slots;
 };
@@ -161,6 +168,19 @@ void event_checkpoint(struct mirror *fs, uint64_t number);
 bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t offset, uint64_t length);
 void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length);
 void change_end(struct mirror *fs);
+// Marks the zones of a range; true if one of them is new. Lock of the stream held.
+bool mark_zones(struct zone_set *set, uint64_t first, uint64_t last);
+uint64_t event_put(struct mirror *fs, struct mirror_event *event);
+// With `confirm` no event may be lost: whoever changes waits for room, and for what must be durable first.
+void event_wait_room(struct event_ring *ring);
+void event_wait(struct event_ring *ring, uint64_t number);
+
+// dirty.c: with `confirm`, what is told of a change. Lock of the stream held. The number to wait for.
+uint64_t dirty_tell(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length);
+// A name is about to come, go or change its meaning; `deep`: it is, or will be, a directory. No lock held.
+void dirty_place(struct mirror *fs, struct node *dir, const char *name, bool deep);
+void dirty_link(struct mirror *fs, struct node *dir, const char *name, struct node *node);
+void dirty_move(struct mirror *fs, struct node *from, const char *name, struct node *to, const char *new_name);
 
 // op.c
 struct op *op_new(struct worker *worker);

@@ -48,6 +48,8 @@ static uint64_t put(struct event_ring *ring, const struct mirror_event *event)
 		ring->slots[ring->head % EVENT_RING].number = number;
 		ring->head++;
 	}
+	if (event->waits)
+		ring->asked = number;
 	pthread_mutex_unlock(&ring->lock);
 	if (write(ring->fd, &one, sizeof(one)) < 0)
 		return number; // the counter is full: it is readable already
@@ -65,6 +67,7 @@ int mirror_next_events(struct mirror *fs, struct mirror_event *events, int room)
 	pthread_mutex_lock(&ring->lock);
 	while (taken < room && ring->tail != ring->head)
 		events[taken++] = ring->slots[ring->tail++ % EVENT_RING];
+	pthread_cond_broadcast(&ring->wake);
 	if (ring->tail == ring->head)
 		ring->overflow = false;
 	else if (write(ring->fd, &(uint64_t){1}, sizeof(uint64_t)) < 0)
@@ -87,8 +90,7 @@ void mirror_confirm(struct mirror *fs, uint64_t number)
 	pthread_mutex_unlock(&fs->events.lock);
 }
 
-// Marks the zones of a range; true if one of them is new. Lock of the stream held.
-static bool mark_zones(struct node *node, uint64_t first, uint64_t last)
+bool mark_zones(struct zone_set *set, uint64_t first, uint64_t last)
 {
 	uint64_t words = last / 64 + 1;
 	bool fresh = false;
@@ -96,20 +98,26 @@ static bool mark_zones(struct node *node, uint64_t first, uint64_t last)
 	// A range to the end of an endless file is no range of zones: it is told every time.
 	if (words > (1u << 20))
 		return true;
-	if (words > node->zone_words) {
-		uint64_t *grown = realloc(node->zones, words * 8);
+	if (words > set->words) {
+		uint64_t *grown = realloc(set->bits, words * 8);
 
 		if (!grown)
 			return true;
-		memset(grown + node->zone_words, 0, (words - node->zone_words) * 8);
-		node->zones = grown;
-		node->zone_words = words;
+		memset(grown + set->words, 0, (words - set->words) * 8);
+		set->bits = grown;
+		set->words = words;
 	}
 	for (uint64_t zone = first; zone <= last; zone++) {
-		fresh |= !(node->zones[zone / 64] >> (zone % 64) & 1);
-		node->zones[zone / 64] |= 1ull << (zone % 64);
+		fresh |= !(set->bits[zone / 64] >> (zone % 64) & 1);
+		set->bits[zone / 64] |= 1ull << (zone % 64);
 	}
 	return fresh;
+}
+
+uint64_t event_put(struct mirror *fs, struct mirror_event *event)
+{
+	fs->stats.events++;
+	return put(&fs->events, event);
 }
 
 static uint64_t tell(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
@@ -122,11 +130,11 @@ static uint64_t tell(struct mirror *fs, int kind, struct node *node, uint64_t of
 	if (node->told != fs->generation) {
 		node->told = fs->generation;
 		node->names_told = node->inode_told = false;
-		if (node->zones)
-			memset(node->zones, 0, node->zone_words * 8);
+		if (node->zones.bits)
+			memset(node->zones.bits, 0, node->zones.words * 8);
 	}
 	if (kind == MIRROR_EVENT_DATA) {
-		fresh = mark_zones(node, first, last);
+		fresh = mark_zones(&node->zones, first, last);
 		event.offset = first << shift;
 		event.length = (last - first + 1) << shift;
 	} else {
@@ -144,24 +152,37 @@ static uint64_t tell(struct mirror *fs, int kind, struct node *node, uint64_t of
 	return put(&fs->events, &event);
 }
 
-void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
+void event_wait_room(struct event_ring *ring)
 {
-	struct event_ring *ring = &fs->events;
-	uint64_t number;
+	pthread_mutex_lock(&ring->lock);
+	while (ring->head - ring->tail > EVENT_RING * 3 / 4 && !ring->closed)
+		pthread_cond_wait(&ring->wake, &ring->lock);
+	pthread_mutex_unlock(&ring->lock);
+}
 
-	if (node->excluded)
-		return;
-	pthread_mutex_lock(&fs->stream_lock);
-	number = tell(fs, kind, node, offset, length);
-	pthread_mutex_unlock(&fs->stream_lock);
-	if (!fs->config.confirm)
-		return;
+void event_wait(struct event_ring *ring, uint64_t number)
+{
 	// A worker waits here for this node's own disk, once for each zone between two checkpoints; not for the
 	// network.
 	pthread_mutex_lock(&ring->lock);
 	while (ring->confirmed < number && !ring->closed)
 		pthread_cond_wait(&ring->wake, &ring->lock);
 	pthread_mutex_unlock(&ring->lock);
+}
+
+void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
+{
+	uint64_t number;
+
+	if (node->excluded)
+		return;
+	if (fs->config.confirm)
+		event_wait_room(&fs->events);
+	pthread_mutex_lock(&fs->stream_lock);
+	number = (fs->config.confirm ? dirty_tell : tell)(fs, kind, node, offset, length);
+	pthread_mutex_unlock(&fs->stream_lock);
+	if (fs->config.confirm)
+		event_wait(&fs->events, number);
 }
 
 // Returns inside the gate, in a moment in which changes may begin.
@@ -197,6 +218,12 @@ bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t o
 		return false;
 	}
 	change_also(fs, kind, node, offset, length);
+	if (atomic_load(&fs->stopping) && fs->config.confirm) {
+		// Nobody keeps the log any more.
+		pthread_rwlock_unlock(&fs->gate);
+		reply(worker, -EIO, NULL, 0);
+		return false;
+	}
 	return true;
 }
 

@@ -68,6 +68,7 @@ void do_link(struct worker *worker)
 
 	if (!change_begin(worker, MIRROR_EVENT_NAMES, parent, 0, 0))
 		return;
+	dirty_link(fs, parent, (const char *)(in + 1), node);
 	op = op_new(worker);
 	if (op) {
 		int error = make_link(worker, parent, node, (const char *)(in + 1), op);
@@ -115,6 +116,7 @@ static void remove_name(struct worker *worker, int flags, int wire)
 		reply(worker, -ENOMEM, NULL, 0);
 		return;
 	}
+	dirty_place(fs, parent, name, flags & AT_REMOVEDIR);
 	dir = node_get(fs, parent);
 	error = dir < 0 ? dir : unlinkat(dir, name, flags) ? -errno : 0;
 	node_put(parent, dir);
@@ -216,6 +218,7 @@ static void rename_names(struct worker *worker, const struct move *move)
 	if (!change_begin(worker, MIRROR_EVENT_NAMES, move->from, 0, 0))
 		return;
 	change_also(fs, MIRROR_EVENT_NAMES, move->to, 0, 0);
+	dirty_move(fs, move->from, move->name, move->to, move->new_name);
 	op = op_new(worker);
 	if (!op || crosses(fs, move))
 		error = op ? -EXDEV : -ENOMEM;

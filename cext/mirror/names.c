@@ -163,6 +163,8 @@ static void make(struct worker *worker, struct making *making)
 		free(op);
 		return;
 	}
+	if (making->name)
+		dirty_place(fs, making->parent, making->name, making->wire == WIRE_MKDIR);
 	making->dir = node_get(fs, making->parent);
 	error = making->dir < 0 ? making->dir : make_inode(worker, making, op);
 	node_put(making->parent, making->dir);

@@ -126,7 +126,8 @@ static void destroy(struct mirror *fs, struct node *node)
 		close(node->path_fd);
 		atomic_fetch_sub(&fs->open_paths, 1);
 	}
-	free(node->zones);
+	free(node->zones.bits);
+	free(node->fine.bits);
 	free(node);
 }
 
@@ -218,7 +219,8 @@ void nodes_free(struct mirror *fs)
 			if (node->path_fd >= 0 && node != fs->root)
 				close(node->path_fd);
 			free(node->name);
-			free(node->zones);
+			free(node->zones.bits);
+			free(node->fine.bits);
 			free(node);
 		}
 	}

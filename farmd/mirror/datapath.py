@@ -45,6 +45,8 @@ class EventKind(StrEnum):
     OVERFLOW = "overflow"
     CHECKPOINT = "checkpoint"
     UNMOUNTED = "unmounted"
+    WHOLE = "whole"
+    PLACE = "place"
 
 
 _ACKS = list(Ack)
@@ -54,7 +56,10 @@ _KINDS = list(EventKind)
 
 @dataclass(frozen=True, slots=True)
 class DataEvent:
-    """One report. `handle` is the file handle (type, bytes) of the inode; offset and length are bytes."""
+    """One report. `handle` is the file handle (type, bytes) of the inode; offset and length are bytes.
+
+    `waits`: a change waits until this one is confirmed. `parent` and `text`: where a file is, as far as is known.
+    """
 
     kind: EventKind
     number: int
@@ -63,6 +68,9 @@ class DataEvent:
     length: int = 0
     handle: tuple[int, bytes] = (0, b"")
     text: str = ""
+    waits: bool = False
+    parent: tuple[int, bytes] = (0, b"")
+    name: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +202,10 @@ class WriteThrough:
         """Let changes begin that waited for events up to `number` to be durable."""
         self._lib.mirror_confirm(self._fs, number)
 
+    def retell(self) -> int:
+        """Every zone is told again from here on. The number of the last event before; not for who confirms."""
+        return int(self._lib.mirror_retell(self._fs))
+
     def fileno(self) -> int:
         """Readable when `events` has something."""
         return int(self._lib.mirror_event_fd(self._fs))
@@ -206,9 +218,21 @@ class WriteThrough:
 
     def _event(self, raw: Any) -> DataEvent:
         handle = bytes(self._ffi.buffer(raw.handle, raw.handle_size))
-        text = self._ffi.string(raw.text).decode(errors="replace")
+        name: bytes = self._ffi.string(raw.text)
         kind = _KINDS[raw.kind]
-        return DataEvent(kind, raw.number, raw.code, raw.offset, raw.length, (raw.handle_type, handle), text)
+        parent = (raw.parent_type, bytes(self._ffi.buffer(raw.parent, raw.parent_size)))
+        return DataEvent(
+            kind,
+            raw.number,
+            raw.code,
+            raw.offset,
+            raw.length,
+            (raw.handle_type, handle),
+            name.decode(errors="replace"),
+            bool(raw.waits),
+            parent,
+            name,
+        )
 
     def stats(self) -> Stats:
         """Counters and lag."""
