@@ -33,7 +33,9 @@ enum mirror_event_kind {
 	MIRROR_EVENT_CHECKPOINT, // whatever the events up to `offset` announced is on both disks
 	MIRROR_EVENT_UNMOUNTED,	 // the file system is gone
 	MIRROR_EVENT_WHOLE,	 // all of the file `handle`: it was cut, moved or linked (`confirm` only)
-	MIRROR_EVENT_PLACE	 // the name `text` in the directory `handle`, and what is below (`confirm` only)
+	MIRROR_EVENT_PLACE,	 // the name `text` in the directory `handle`, and what is below (`confirm` only)
+	MIRROR_EVENT_RETOLD,	 // what mirror_retell was asked for: every zone is told again behind this event
+	MIRROR_EVENT_ATTACHED	 // a peer is attached: the copies were equal, and what comes behind this goes to both
 };
 
 struct mirror_event {
@@ -114,13 +116,20 @@ int mirror_next_events(struct mirror *fs, struct mirror_event *events, int room)
 // by the thread that confirms events: changes that wait for a confirmation hold it up.
 int mirror_checkpoint(struct mirror *fs);
 void mirror_confirm(struct mirror *fs, uint64_t number);
-// Every zone is told again from here on; returns the number of the last event before. Not for the confirming thread.
-uint64_t mirror_retell(struct mirror *fs);
+// Every zone is told again from a point between two changes on, which MIRROR_EVENT_RETOLD marks. Not to be called by
+// the thread that confirms events.
+int mirror_retell(struct mirror *fs);
 void mirror_read_stats(struct mirror *fs, struct mirror_stats *stats);
 
 // TLS 1.3 over a connected socket, both sides with a certificate of the farm. NULL and a sentence on failure.
 struct mirror_tls *mirror_tls_open(int fd, const struct mirror_tls_config *config, char *error, int error_size);
 void mirror_tls_close(struct mirror_tls *tls);
+
+// XXH3-128 of each `block` bytes of the file from `offset` on; `digests` has room for `count` of 16 bytes. Returns how
+// many blocks there were (the last may be short), or -errno.
+int mirror_digest_blocks(int fd, uint64_t offset, uint32_t block, uint32_t count, uint8_t *digests);
+// Frees the blocks of a range, which reads as zeros then; the size stays. 0 or -errno.
+int mirror_punch(int fd, uint64_t offset, uint64_t length);
 
 struct receiver_config {
 	int backing;

@@ -190,6 +190,8 @@ int mirror_attach(struct mirror *fs, int fd, struct mirror_tls *tls, uint64_t se
 	fs->said_ns = clock_ns();
 	list = peer_take_pending(fs);
 	fs->state = MIRROR_PAIRED;
+	if (fs->config.confirm)
+		event_say(fs, MIRROR_EVENT_ATTACHED, 0, "");
 	code = start_thread(&fs->sender, peer_sender, fs);
 	if (!code)
 		code = start_thread(&fs->acks, peer_acks, fs);
@@ -265,17 +267,17 @@ int mirror_checkpoint(struct mirror *fs)
 	return code;
 }
 
-uint64_t mirror_retell(struct mirror *fs)
+int mirror_retell(struct mirror *fs)
 {
-	uint64_t number;
+	struct mirror_event event = {.kind = MIRROR_EVENT_RETOLD};
 
 	pthread_rwlock_wrlock(&fs->gate);
 	pthread_mutex_lock(&fs->stream_lock);
-	number = fs->events.number;
+	event_put(fs, &event);
 	fs->generation++;
 	pthread_mutex_unlock(&fs->stream_lock);
 	pthread_rwlock_unlock(&fs->gate);
-	return number;
+	return 0;
 }
 
 int mirror_freeze(struct mirror *fs)

@@ -47,6 +47,8 @@ class EventKind(StrEnum):
     UNMOUNTED = "unmounted"
     WHOLE = "whole"
     PLACE = "place"
+    RETOLD = "retold"
+    ATTACHED = "attached"
 
 
 _ACKS = list(Ack)
@@ -202,9 +204,9 @@ class WriteThrough:
         """Let changes begin that waited for events up to `number` to be durable."""
         self._lib.mirror_confirm(self._fs, number)
 
-    def retell(self) -> int:
-        """Every zone is told again from here on. The number of the last event before; not for who confirms."""
-        return int(self._lib.mirror_retell(self._fs))
+    def retell(self) -> None:
+        """Every zone is told again behind a RETOLD event, which comes between two changes; not for who confirms."""
+        self._lib.mirror_retell(self._fs)
 
     def fileno(self) -> int:
         """Readable when `events` has something."""
@@ -275,6 +277,24 @@ class Tls:
     def close(self) -> None:
         """Free the keys."""
         self._lib.mirror_tls_close(self.handle)
+
+
+def digest_blocks(fd: int, offset: int, count: int, block_bytes: int) -> bytes:
+    """XXH3-128 of up to `count` blocks from `offset` on, 16 bytes each; fewer where the file ends. Raises OSError."""
+    ffi, lib = _library()
+    room = ffi.new("uint8_t[]", 16 * count)
+    done = lib.mirror_digest_blocks(fd, offset, block_bytes, count, room)
+    if done < 0:
+        raise OSError(-done, os.strerror(-done))
+    return bytes(ffi.buffer(room, 16 * done))
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make a hole; the size stays. Raises OSError."""
+    _, lib = _library()
+    code = lib.mirror_punch(fd, offset, length)
+    if code < 0:
+        raise OSError(-code, os.strerror(-code))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import resource
 import selectors
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,10 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from farmd.mirror.datapath import Ack, DataEvent, EventKind, Received, Settings, State, Tls, WriteThrough, receive
+from farmd.mirror.failback import Failback
+from farmd.mirror.keeping import Keeper
+from farmd.mirror.zonewire import Link, LogLied
 from farmd.model.errors import FarmError
 
 MESSAGE_BYTES = 65536
 _PR_SET_IO_FLUSHER = 57
+_HANDSHAKE_S = 10.0
 
 Message = dict[str, Any]
 
@@ -102,6 +107,9 @@ class Engine:
         self._over = False
         self._counting = False
         self._dirty = Dirty()
+        self._keeper: Keeper | None = None
+        self._failback: threading.Thread | None = None
+        self._failback_link: Link | None = None
         self._orders: dict[str, Callable[[Message, list[int]], Message]] = {
             "mount": self._mount,
             "attach": self._attach,
@@ -115,7 +123,9 @@ class Engine:
             "freeze": lambda _, __: self._with(WriteThrough.freeze),
             "thaw": lambda _, __: self._with(WriteThrough.thaw),
             "checkpoint": self._checkpoint,
-            "stats": lambda _, __: {"stats": asdict(self._fs().stats()) | self._dirty.counts()},
+            "stats": lambda _, __: {"stats": asdict(self._fs().stats()) | self._counts()},
+            "failback": self._fail_back,
+            "log": self._log,
             "forget-dirty": self._forget_dirty,
             "unmount": self._unmount,
             "free": self._free,
@@ -186,8 +196,62 @@ class Engine:
         )
         self._counting = bool(order.get("count"))
         self._mounted = WriteThrough(settings)
-        self._selector.register(self._mounted, selectors.EVENT_READ)
+        if settings.confirm and "log" in order:
+            self._root = os.open(settings.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            log = order["log"]
+            self._keeper = Keeper(
+                self._mounted,
+                Path(log["path"]),
+                bytes.fromhex(log["mirror"]),
+                tell=lambda event: self._send(event_message(event)),
+                failed=lambda why: self._send({"event": "log-failed", "text": why}),
+                inherited=bool(log.get("inherited")),
+            )
+        else:
+            self._selector.register(self._mounted, selectors.EVENT_READ)
         return {}
+
+    def _counts(self) -> Message:
+        return self._keeper.counts() if self._keeper is not None else self._dirty.counts()
+
+    def _log(self, order: Message, _: list[int]) -> Message:
+        """Whether the log says `everything`; with that in the order, it does from now on. `flushed`: see Keeper."""
+        if self._keeper is None:
+            raise ValueError("no log is kept")
+        if order.get("everything"):
+            self._keeper.compare_everything()
+        if order.get("flushed"):
+            self._keeper.flushed()
+        return {"everything": self._keeper.everything}
+
+    def _fail_back(self, order: Message, fds: list[int]) -> Message:
+        """Two sockets: that of the failback, and the stream's, to be attached behind it."""
+        if self._keeper is None:
+            raise ValueError("no log is kept")
+        if self._failback is not None and self._failback.is_alive():
+            raise ValueError("a failback goes on already")
+        keeper, zones, stream = self._keeper, socket.socket(fileno=os.dup(fds[0])), os.dup(fds[1])
+        zones.setblocking(True)
+        self._failback = threading.Thread(target=self._run_failback, args=(order, keeper, zones, stream))
+        self._failback.start()
+        return {}
+
+    def _run_failback(self, order: Message, keeper: Keeper, sock: socket.socket, stream: int) -> None:
+        wanted = order.get("tls")
+        try:
+            link = self._failback_link = Link(_tls(sock, wanted) if wanted else sock)
+            tls = self._secure(order, stream, server=False)
+            failback = Failback(self._fs(), keeper, self._root, link, order["rate_bytes_s"], order["freeze_s"])
+            came = failback.run(lambda: self._fs().attach(stream, order["session"], order["epoch"], tls))
+            self._send({"event": "failback"} | asdict(came))
+        except (OSError, ValueError, FarmError) as error:
+            lied = isinstance(error, LogLied)
+            self._send({"event": "failback-failed", "text": str(error), "lied": lied})
+        finally:
+            self._failback_link = None
+            sock.close()
+            if not wanted:
+                os.close(stream)  # TLS goes on using it
 
     def _forget_dirty(self, _: Message, __: list[int]) -> Message:
         self._dirty = Dirty()
@@ -206,6 +270,8 @@ class Engine:
         # TLS keeps using the descriptor that it shook hands on.
         fd = os.dup(fds[0])
         self._fs().attach(fd, order["session"], order["epoch"], self._secure(order, fd, server=False))
+        if self._keeper is not None:
+            self._keeper.soon()
         if "tls" not in order:
             os.close(fd)
         return {}
@@ -249,7 +315,11 @@ class Engine:
 
     def _run_checkpoint(self, fs: WriteThrough) -> None:
         try:
-            fs.checkpoint()
+            if self._keeper is not None:
+                self._keeper.checkpoint()
+                self._send({"event": "checkpoint"})
+            else:
+                fs.checkpoint()
         except FarmError as error:
             self._send({"event": "checkpoint-failed", "text": str(error)})
 
@@ -261,11 +331,22 @@ class Engine:
 
     def _free(self, _: Message, __: list[int]) -> Message:
         fs = self._fs()
-        self._report_events()
-        self._selector.unregister(fs)
-        self._mounted = None
-        fs.close()
+        if self._keeper is None:
+            self._report_events()
+            self._selector.unregister(fs)
+        self._close(fs)
         return {}
+
+    def _close(self, fs: WriteThrough) -> None:
+        if self._failback_link is not None:
+            self._failback_link.abort()
+        if self._failback is not None:
+            self._failback.join()
+        if self._keeper is not None:
+            self._keeper.close()
+            os.close(self._root)
+        self._mounted = self._keeper = None
+        fs.close()
 
     def _end(self, _: Message, __: list[int]) -> Message:
         self._over = True
@@ -275,12 +356,24 @@ class Engine:
         if self._mounted is not None:
             with contextlib.suppress(FarmError):
                 self._mounted.unmount(force=True)
-            self._mounted.close()
+            self._close(self._mounted)
         os.write(self._stop_write, b"x")
         if self._receiving is not None:
             self._receiving.join()
         for tls in self._tls:
             tls.close()
+
+
+def _tls(sock: socket.socket, files: dict[str, str]) -> ssl.SSLSocket:
+    """TLS 1.3 to the peer that `files` names, both sides with certificates. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(files["certificate"], files["key"])
+    context.load_verify_locations(files["authority"])
+    sock.settimeout(_HANDSHAKE_S)
+    tls = context.wrap_socket(sock, server_hostname=files["peer_name"])
+    tls.settimeout(None)
+    return tls
 
 
 def main() -> None:

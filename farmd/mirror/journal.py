@@ -18,15 +18,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from farmd.mirror.zones import MAX_HANDLE_BYTES, Cover, Kind, Line, Mark, TreeMark, Zone
+from farmd.mirror.zones import MAX_PLACE_BYTES, Cover, Kind, Line, Mark, Named, TreeMark, Zone
 
 BLOCK_BYTES = 4096
-_MAGIC = b"FZJ1"
+_MAGIC = b"FZJ2"
 _HEAD = struct.Struct("<4sI16sQIIH2x")
 """Magic, CRC-32 of what follows, mirror, generation, block number, blocks of the snapshot, bytes of lines."""
 _CRC_END = 8
-_LINE = struct.Struct("<BBBBI")
-"""Kind (0: tree), flags, bytes of handle, bytes of mask, number."""
+_LINE = struct.Struct("<BBHHI")
+"""Kind (0: tree, 255: a file's name), flags, bytes of handle, bytes of mask, number."""
+_TREE, _NAMED = 0, 255
 _HOT, _OVER = 1, 2
 ROOM_BYTES = BLOCK_BYTES - _HEAD.size
 
@@ -119,10 +120,13 @@ def _chunks(lines: Sequence[Line]) -> Iterator[bytes]:
 def _pack(line: Line) -> bytes:
     if isinstance(line, TreeMark):
         above = line.above or b""
-        return _LINE.pack(0, _OVER * (line.above is None), len(above), 0, 0) + above
+        return _LINE.pack(_TREE, _OVER * (line.above is None), len(above), 0, 0) + above
+    if isinstance(line, Named):
+        where = bytes((len(line.parent),)) + line.parent + line.name
+        return _LINE.pack(_NAMED, 0, len(line.handle), len(where), 0) + line.handle + where
     zone, mask = line.zone, line.mask.to_bytes((line.mask.bit_length() + 7) // 8, "little")
-    if len(zone.handle) > MAX_HANDLE_BYTES:
-        raise ValueError(f"a handle of {len(zone.handle)} bytes, more than {MAX_HANDLE_BYTES}")
+    if len(zone.handle) > MAX_PLACE_BYTES:
+        raise ValueError(f"a handle of {len(zone.handle)} bytes, more than {MAX_PLACE_BYTES}")
     return _LINE.pack(zone.kind, _HOT * line.hot, len(zone.handle), len(mask), zone.number) + zone.handle + mask
 
 
@@ -132,10 +136,11 @@ def _lines(chunk: bytes) -> Iterator[Line]:
         kind, flags, handle_bytes, mask_bytes, number = _LINE.unpack_from(chunk, at)
         at += _LINE.size
         handle = chunk[at : at + handle_bytes]
-        at += handle_bytes
-        if kind:
-            mask = int.from_bytes(chunk[at : at + mask_bytes], "little")
-            at += mask_bytes
-            yield Mark(Zone(Kind(kind), handle, number), mask, bool(flags & _HOT))
-        else:
+        rest = chunk[at + handle_bytes : at + handle_bytes + mask_bytes]
+        at += handle_bytes + mask_bytes
+        if kind == _TREE:
             yield TreeMark(None if flags & _OVER else handle)
+        elif kind == _NAMED:
+            yield Named(handle, rest[1 : 1 + rest[0]], rest[1 + rest[0] :])
+        else:
+            yield Mark(Zone(Kind(kind), handle, number), int.from_bytes(rest, "little"), bool(flags & _HOT))

@@ -180,7 +180,9 @@ class Tracker:
         for line in lines:
             if isinstance(line, Mark):
                 self._spread(line.zone, line.zone.full if line.hot else line.mask)
-            elif line.above is not None and (self._cover.tree is None or line.above < self._cover.tree):
+            elif not isinstance(line, TreeMark) or line.above is None:
+                continue
+            elif self._cover.tree is None or line.above < self._cover.tree:
                 self._tree, self._tree_sent = line.above, []
                 self._issue_tree(line.above)
         self._coarsen()

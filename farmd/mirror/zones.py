@@ -16,8 +16,9 @@ from typing import NamedTuple
 BLOCK_BYTES = 65_536
 BLOCKS_PER_ZONE = 256
 ZONE_BYTES = BLOCK_BYTES * BLOCKS_PER_ZONE
-MAX_HANDLE_BYTES = 128
-"""MAX_HANDLE_SZ of open_by_handle_at(2)."""
+MAX_HANDLE_BYTES = 132
+"""The type in 4 bytes, and MAX_HANDLE_SZ of open_by_handle_at(2)."""
+MAX_PLACE_BYTES = 1 + MAX_HANDLE_BYTES + 255
 
 
 class Kind(IntEnum):
@@ -31,6 +32,8 @@ class Kind(IntEnum):
     """All of a file, attributes included; one bit."""
     DATA = 4
     """16 MiB of a file's content; a bit a block."""
+    PLACE = 5
+    """One name of a directory and all that is below it; one bit. Its handle is the directory's with the name behind."""
 
 
 class Zone(NamedTuple):
@@ -44,6 +47,12 @@ class Zone(NamedTuple):
     def full(self) -> int:
         """The mask with every block of the zone."""
         return (1 << BLOCKS_PER_ZONE) - 1 if self.kind is Kind.DATA else 1
+
+    @property
+    def place(self) -> tuple[bytes, bytes]:
+        """Of a PLACE: the directory's handle, and the name."""
+        end = 1 + self.handle[0]
+        return self.handle[1:end], self.handle[end:]
 
     @property
     def whole(self) -> Zone:
@@ -68,7 +77,20 @@ class TreeMark(NamedTuple):
     above: bytes | None
 
 
-Line = Mark | TreeMark
+class Named(NamedTuple):
+    """A line of the journal: where the file `handle` was seen last. It says nothing of differences."""
+
+    handle: bytes
+    parent: bytes
+    name: bytes
+
+
+Line = Mark | TreeMark | Named
+
+
+def place(parent: bytes, name: bytes) -> Zone:
+    """The zone of the name `name` in the directory `parent`."""
+    return Zone(Kind.PLACE, bytes((len(parent),)) + parent + name)
 
 
 def touched(handle: bytes, offset: int, length: int) -> dict[Zone, int]:
@@ -90,13 +112,17 @@ class Cover:
 
     marks: dict[Zone, Mark] = field(default_factory=dict)
     tree: bytes | None = None
+    names: dict[bytes, tuple[bytes, bytes]] = field(default_factory=dict)
+    """Where files were seen last: directory and name."""
 
     def apply(self, lines: Iterable[Line]) -> None:
         """Add lines of the journal."""
         for line in lines:
             if isinstance(line, TreeMark):
                 self.tree = line.above
-            elif line.mask:
+            elif isinstance(line, Named):
+                self.names[line.handle] = (line.parent, line.name)
+            elif line.mask or line.hot:
                 self.marks[line.zone] = line
             else:
                 self.marks.pop(line.zone, None)
@@ -104,7 +130,9 @@ class Cover:
     def lines(self) -> list[Line]:
         """The shortest journal that says the same."""
         tree: list[Line] = [] if self.tree is None else [TreeMark(self.tree)]
-        return tree + [self.marks[zone] for zone in sorted(self.marks)]
+        used = {zone.handle for zone in self.marks}
+        named: list[Line] = [Named(handle, *self.names[handle]) for handle in sorted(used & self.names.keys())]
+        return tree + named + [self.marks[zone] for zone in sorted(self.marks)]
 
     def has(self, zone: Zone, mask: int) -> bool:
         """Whether every block of `mask` is covered."""

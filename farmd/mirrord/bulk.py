@@ -77,6 +77,23 @@ class BulkPass:
 
 
 @contextlib.contextmanager
+def secured(sock: socket.socket, keys: Keys | None, peer: str) -> Iterator[socket.socket]:
+    """What to read and write when the peer has called: TLS if there are keys. For one thread. Raises FarmError."""
+    if keys is None:
+        yield sock
+        return
+    sock.settimeout(_HANDSHAKE_S)
+    try:
+        tls = keys.server().wrap_socket(sock, server_side=True)
+    except (OSError, ssl.SSLError) as error:
+        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
+    with tls:
+        check_name(tls, peer)
+        tls.settimeout(None)
+        yield tls
+
+
+@contextlib.contextmanager
 def _secured(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> Any:
     """A plain socket whose bytes travel over `sock` under TLS."""
     sock.settimeout(_HANDSHAKE_S)

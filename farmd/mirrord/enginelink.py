@@ -47,14 +47,14 @@ class Engine:
         """The process."""
         return self._process.pid
 
-    async def do(self, verb: str, fd: int | None = None, **order: Any) -> Message:
+    async def do(self, verb: str, *fds: int, **order: Any) -> Message:
         """One order and its answer. Raises KernelError: refused, or the process is gone."""
         self._number += 1
         number = self._number
         answered = self._waiting[number] = asyncio.get_running_loop().create_future()
         data = json.dumps({"id": number, "do": verb} | order).encode()
         try:
-            socket.send_fds(self._control, [data], [] if fd is None else [fd])
+            socket.send_fds(self._control, [data], list(fds))
             async with asyncio.timeout(ANSWER_S):
                 answer: Message = await answered
         except (OSError, TimeoutError) as error:

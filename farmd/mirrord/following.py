@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from farmd.mirror.checksum import Mode, Pass, Progress
+from farmd.mirror.patching import Patching
+from farmd.mirror.zonewire import Link
 from farmd.mirrord import fingerprint
-from farmd.mirrord.bulk import BulkPass, report
+from farmd.mirrord.bulk import BulkPass, report, secured
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.keys import Keys, node_name
+from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.wire import Kind, Message
 from farmd.model.errors import FarmError
 from farmd.model.mirrorfile import MirrorConfig
 
+_log = logging.getLogger(__name__)
 _ROOM = 16
 """Connections announced and not yet come, or come and not yet announced."""
 _GRACE_S = 1.0
@@ -36,13 +41,18 @@ class Following:
         take_engine: Callable[[], Awaitable[Engine]],
         say: Callable[[Message], None],
         lose: Callable[[str], None],
+        logbook: Logbook,
     ) -> None:
+        self._logbook = logbook
         self._config, self._keys, self._folder, self._root = config, keys, folder, root
         self._take_engine, self._say, self._lose = take_engine, say, lose
         self._announced: dict[int, Message] = {}
         self._come: dict[int, tuple[Kind, socket.socket]] = {}
         self._engine: Engine | None = None
         self._bulk: BulkPass | None = None
+        self._zones: Link | None = None
+        self.received = False
+        """Something came that a power loss may take: the copy was not synced since."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.receiving = False
 
@@ -79,6 +89,8 @@ class Following:
         self._announced.clear()
         if self._bulk is not None:
             self._bulk.stop()
+        if self._zones is not None:
+            self._zones.abort()
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await engine.end()
@@ -98,12 +110,16 @@ class Following:
         if token not in self._announced or token not in self._come:
             return
         message, (kind, sock) = self._announced.pop(token), self._come.pop(token)
-        changes = kind is Kind.STREAM or message["mode"] == Mode.SYNC
+        changes = kind is not Kind.BULK or message["mode"] == Mode.SYNC
         if kind.name.lower() != message["kind"] or (changes and not self.receiving):
             sock.close()
             self._say({"shell": "answer", "token": token, "error": "this node does not receive now"})
         elif kind is Kind.STREAM:
+            self.received = True
             self._start(self._stream(sock, message))
+        elif kind is Kind.ZONES:
+            self.received = True
+            self._start(self._patch(sock))
         else:
             self._start(self._pass(sock, message))
 
@@ -120,6 +136,23 @@ class Following:
         finally:
             self._bulk = None
         self._say(answer)
+
+    async def _patch(self, sock: socket.socket) -> None:
+        """A failback from the primary's log. It notices by itself when this end gives up."""
+        try:
+            await asyncio.to_thread(self._apply_zones, sock)
+        except (OSError, FarmError) as error:
+            _log.warning("the failback ended early: %s", error)
+
+    def _apply_zones(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        with sock, secured(sock, self._keys, node_name(self._config.other)) as plain:
+            link = self._zones = Link(plain)
+            try:
+                if self.receiving:
+                    Patching(self._root, link).run(self._logbook.for_the_peer(self._root))
+            finally:
+                self._zones = None
 
     async def _stream(self, sock: socket.socket, message: Message) -> None:
         try:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primary's side of a comparison: passes of the checksum engine with the peer as their target.
+"""The primary's side of a resync.
 
-A resync is passes while applications write, each with less to do, and a last one while changes are held back. Behind
-that one the stream is attached: both trees are equal at that moment, and every later change goes to both.
+A resync comes from the log of dirty zones if both nodes' logs say enough (`farmd.mirror.failback`, in the data path's
+process). Otherwise it is passes of the checksum engine with the peer as their target: while applications write, each
+with less to do, and a last one while changes are held back. Behind that one the stream is attached: both trees are
+equal at that moment, and every later change goes to both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from farmd.mirror.checksum import Finding, Kind, Mode, Pass, Progress
+from farmd.mirror.zonewire import LogLied
 from farmd.mirrord import fingerprint
 from farmd.mirrord.bulk import BulkPass
 from farmd.mirrord.enginelink import path_of
@@ -26,6 +30,7 @@ from farmd.mirrord.wire import Message, Peer
 from farmd.model.errors import FarmError, PeerError, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
 
+_log = logging.getLogger(__name__)
 ANSWER_S = 30.0
 _QUICK_S = 0.25
 """A pass shorter than this is not worth repeating before the last one."""
@@ -47,6 +52,15 @@ class Tree(Protocol):
 
     async def attach(self, sock: Any, token: int, epoch: int) -> None:
         """Replicate from now on."""
+
+    async def log_says_everything(self) -> bool:
+        """The log of dirty zones is of no use."""
+
+    async def compare_all(self) -> None:
+        """It is not to be believed."""
+
+    async def fail_back(self, zones: Any, stream: Any, token: int, epoch: int) -> dict[str, Any]:
+        """Make the peer equal from the log and attach it. Raises LogLied."""
 
 
 @dataclass(slots=True)
@@ -97,8 +111,32 @@ class Resync:
         for path in self._folder.glob("checksum*"):
             path.unlink()
 
-    async def bring_up(self, tree: Tree, epoch: int) -> Shown:
-        """Make the peer equal and attach it."""
+    async def bring_up(self, tree: Tree, epoch: int) -> None:
+        """Make the peer equal and attach it: from the log of dirty zones if it says enough, else by comparing all."""
+        if not await tree.log_says_everything():
+            try:
+                await self._from_log(tree, epoch)
+                return
+            except LogLied as error:
+                _log.warning("%s", error)
+                await tree.compare_all()
+        await self._by_comparing(tree, epoch)
+
+    async def _from_log(self, tree: Tree, epoch: int) -> None:
+        self.shown = Shown("failback")
+        try:
+            zones_token, token = _token(), _token()
+            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "mode": 0})
+            self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+            zones = await self._peer.call(Connection.ZONES, zones_token)
+            with zones, await self._peer.call(Connection.STREAM, token) as stream:
+                came = await tree.fail_back(zones, stream, token, epoch)
+            shown = ("rounds", "files", "bytes_moved", "held_s", "seconds")
+            self.last = {"plan": "log"} | {name: came[name] for name in shown}
+        finally:
+            self.shown = None
+
+    async def _by_comparing(self, tree: Tree, epoch: int) -> Shown:
         self.shown = shown = Shown("resync")
         try:
             for _ in range(_ROUNDS):
@@ -110,6 +148,7 @@ class Resync:
                 await self._last_round(tree, shown, epoch)
             seconds = round(time.monotonic() - shown.began, 3)
             self.last = {
+                "plan": "compare",
                 "passes": shown.passes,
                 "bytes_moved": shown.bytes_moved,
                 "names": shown.names_differing,

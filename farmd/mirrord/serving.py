@@ -12,8 +12,10 @@ from pathlib import Path
 
 from farmd.mirror.acks import Gate
 from farmd.mirror.events import Event, LocalFailure, Settled, Stopped
+from farmd.mirror.zonewire import LogLied
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.keys import Keys
+from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.mounts import remove_dead
 from farmd.mirrord.wire import Message
 from farmd.model.errors import FarmError, KernelError
@@ -34,8 +36,9 @@ class Serving:
         take_engine: Callable[[], Awaitable[Engine]],
         post: Callable[[Event], None],
         lose: Callable[[str], None],
+        logbook: Logbook,
     ) -> None:
-        self._config, self._keys, self._root = config, keys, root
+        self._config, self._keys, self._root, self._logbook = config, keys, root, logbook
         self._take_engine, self._post, self._lose = take_engine, post, lose
         self._directory = Path(config.directory)
         self._engine: Engine | None = None
@@ -43,6 +46,7 @@ class Serving:
         self._paired = False
         self._gate = Gate.CLOSED
         self._checkpoint: asyncio.Future[None] | None = None
+        self._failback: asyncio.Future[Message] | None = None
 
     @property
     def engine_pid(self) -> int | None:
@@ -59,9 +63,11 @@ class Serving:
             "ack": self._config.ack,
             "state": "alone" if self._gate is Gate.ALONE else "undecided",
             "peer_ms": int(self._config.peer_timeout_s * 1000),
+            "confirm": True,
         }
+        log = {"path": str(self._logbook.path), "mirror": self._config.mirror, "inherited": self._logbook.inherited}
         try:
-            await engine.do("mount", settings=settings, count=True)
+            await engine.do("mount", settings=settings, log=log)
         except FarmError:
             await engine.end()
             raise
@@ -152,13 +158,41 @@ class Serving:
         """Until the peer has everything."""
         await self._there().do("settle", timeout_ms=int(self._config.peer_timeout_s * 1000))
 
+    async def flushed(self) -> None:
+        """What was received before the promotion is durable: the log may forget it."""
+        self._logbook.inherited = False
+        if self._engine is not None and self._mounted:
+            with contextlib.suppress(KernelError):
+                await self._engine.do("log", flushed=True)
+
+    async def compare_all(self) -> None:
+        """The log says "everything" from now on."""
+        if self._engine is not None and self._mounted:
+            await self._engine.do("log", everything=True)
+        else:
+            self._logbook.everything()
+
+    async def log_says_everything(self) -> bool:
+        """Whether a failback from the log is of no use."""
+        return bool((await self._there().do("log"))["everything"])
+
+    async def fail_back(self, zones: socket.socket, stream: socket.socket, token: int, epoch: int) -> Message:
+        """Bring the peer up to date from the log and attach it. Raises FarmError; LogLied: only a comparison helps."""
+        engine = self._there()
+        tls = {"tls": self._keys.engine(self._config.other)} if self._keys else {}
+        pace = {"rate_bytes_s": self._config.rate_bytes_s, "freeze_s": self._config.freeze_s}
+        self._failback = asyncio.get_running_loop().create_future()
+        await engine.do("failback", zones.fileno(), stream.fileno(), session=token, epoch=epoch, **pace, **tls)
+        came = await self._failback
+        self._paired = True
+        return came
+
     async def attach(self, sock: socket.socket, token: int, epoch: int) -> None:
         """Every change goes to the peer at the other end of `sock` from now on."""
         engine = self._there()
         tls = {"tls": self._keys.engine(self._config.other)} if self._keys else {}
         await engine.do("attach", sock.fileno(), session=token, epoch=epoch, **tls)
         self._paired = True
-        await engine.do("forget-dirty")
 
     # ---- inside ----
 
@@ -170,6 +204,8 @@ class Serving:
     async def _end(self) -> None:
         engine, self._engine = self._engine, None
         self._mounted = self._paired = False
+        if self._failback is not None and not self._failback.done():
+            self._failback.set_exception(KernelError("the failback", "the directory was unmounted", "See the log"))
         if engine is not None:
             await engine.end()
         remove_dead(self._directory)
@@ -185,5 +221,12 @@ class Serving:
                 self._checkpoint.set_result(None)
             case "checkpoint-failed" if self._checkpoint is not None and not self._checkpoint.done():
                 self._checkpoint.set_exception(KernelError("checkpoint", event["text"], "See the log"))
+            case "failback" if self._failback is not None and not self._failback.done():
+                self._failback.set_result(event)
+            case "failback-failed" if self._failback is not None and not self._failback.done():
+                kind = LogLied if event["lied"] else KernelError
+                self._failback.set_exception(kind("the failback", event["text"], "See the log"))
+            case "log-failed":
+                self._post(LocalFailure(event["text"]))
             case "gone" if self._mounted:
                 self._post(LocalFailure("the mirror's data path ended unexpectedly"))

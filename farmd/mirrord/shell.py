@@ -4,9 +4,7 @@
 The loop in `Shell.run` is the only place that talks to the core. Whatever takes long (a resync, a claim, a checkpoint)
 is a task that puts an event into the queue when it ends.
 
-Three commands have nothing to do here, and why that is safe: `Inherit`, `SendCover` and `ClearJournal` keep a journal
-of zones. This shell keeps none. It finds what differs by the checksum engine, which believes of either copy only what
-the kernel says is unchanged since both were compared, within one boot; after a power loss everything is read.
+One command has nothing to do here: `SendCover`. The target's log travels at the head of the failback itself, by paths.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ from farmd.mirrord import arbiters, disk, mounts
 from farmd.mirrord.enginelink import Engine
 from farmd.mirrord.following import Following
 from farmd.mirrord.keys import Keys
+from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
 from farmd.mirrord.wire import Control, Message, Peer
@@ -139,8 +138,11 @@ class Shell:
         self._record = disk.RecordFile(self.folder / "record")
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
-        self.serving = Serving(config, self.keys, self.root, self._take_engine, self._queue.put_nowait, self._lose)
-        self.following = Following(config, self.keys, self.folder, self.root, self._take_engine, self._say, self._lose)
+        self.logbook = Logbook(self.folder, self.mirror)
+        hands = (self._take_engine, self._queue.put_nowait, self._lose)
+        self.serving = Serving(config, self.keys, self.root, *hands, self.logbook)
+        receiving = (self._take_engine, self._say, self._lose, self.logbook)
+        self.following = Following(config, self.keys, self.folder, self.root, *receiving)
         self.resync = Resync(config, self.keys, self.folder, self.root, self.peer, self._say)
         settings = Settings(
             self.mirror,
@@ -220,8 +222,7 @@ class Shell:
             case do.StopReceiving():
                 await self.following.stop()
             case do.CompareAll():
-                self.resync.forget()
-                disk.sync_folder(self.folder)
+                await self._compare_all()
             case do.StartResync():
                 self._for_session(self._bring_up(command.session))
             case do.Checkpoint():
@@ -236,20 +237,41 @@ class Shell:
                 self._answer(command.order, command.error)
             case do.Halt():
                 self._halted = True
-            case do.Inherit() | do.SendCover() | do.ClearJournal() | do.Verify():
+            case do.Inherit():
+                if self.following.received:
+                    self.logbook.inherit()
+            case do.ClearJournal():
+                self.logbook.clear()
+            case do.SendCover() | do.Verify():
                 pass
 
     async def _mount(self) -> None:
         self._mount_error = None
         try:
             await self.serving.mount()
+            if self.logbook.inherited:
+                self._task(self._flush_inherited())
         except FarmError as error:
             self._mount_error = error
             self._queue.put_nowait(on.LocalFailure(str(error)))
 
     async def _recover(self) -> None:
         await asyncio.to_thread(disk.sync_file_system, self.root)
-        self._queue.put_nowait(on.Recovered(log_usable=True))
+        usable = self.logbook.recover(is_new=self._record.record is None)
+        self._queue.put_nowait(on.Recovered(log_usable=usable))
+
+    async def _flush_inherited(self) -> None:
+        await asyncio.to_thread(disk.sync_file_system, self.root)
+        self.following.received = False
+        await self.serving.flushed()
+
+    async def _compare_all(self) -> None:
+        try:
+            await self.serving.compare_all()
+        except FarmError as error:
+            self._queue.put_nowait(on.LocalFailure(str(error)))
+        self.resync.forget()
+        disk.sync_folder(self.folder)
 
     async def _flush(self, number: int) -> None:
         try:

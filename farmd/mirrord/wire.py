@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections between the two nodes: one port, and three kinds of connection behind one greeting.
+"""Connections between the two nodes: one port, and four kinds of connection behind one greeting.
 
 The greeting is 40 bytes in clear: magic, kind, node, mirror, token. Behind it, if the nodes have keys, TLS 1.3
 with both certificates begins. `control` carries the core's messages; `stream` is handed to the data path, which
-speaks TLS by itself; `bulk` carries a pass of the checksum engine. A stream or bulk connection is taken only under a
-token that was agreed over the control connection.
+speaks TLS by itself; `bulk` carries a pass of the checksum engine, `zones` a failback from the log. These three are
+taken only under a token that was agreed over the control connection.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Kind(IntEnum):
     CONTROL = 1
     STREAM = 2
     BULK = 3
+    ZONES = 4
 
 
 class Control:

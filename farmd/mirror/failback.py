@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primary's end of a failback from the log: rounds while applications write, and a last one while they wait.
+
+    target's own log -> suspect
+    rounds:  take the log -> send -> (if it was much: durable on both -> out of the log)
+    last:    hold changes back -> take -> send -> attach the stream -> let them go on
+
+Behind the last round both trees are equal and every later change goes to both, so the core may switch and say DONE.
+A round that breaks is done again: its zones are still in the log.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from farmd.mirror.datapath import WriteThrough
+from farmd.mirror.dirty import Batch
+from farmd.mirror.keeping import Keeper
+from farmd.mirror.pace import Bucket
+from farmd.mirror.places import Places, Unfindable, join
+from farmd.mirror.sending import Range, Sender, Wanted
+from farmd.mirror.zones import BLOCK_BYTES, Cover, Kind
+from farmd.mirror.zonewire import Link, LogLied, Meta, Op
+from farmd.model.errors import FarmError, PeerError, TimedOut
+
+_QUICK_S = 0.25
+"""A round shorter than this is not worth repeating before the last one."""
+_ROUNDS = 12
+_FEW_BYTES, _FEW_ZONES = 32 << 20, 1024
+"""So little is sent at once, with changes held back."""
+_SLICE_BYTES = 512 << 20
+"""After so much both sides make it durable, so that a cut does not cost it again."""
+
+
+@dataclass(slots=True)
+class Came:
+    """What a failback came to."""
+
+    rounds: int = 0
+    files: int = 0
+    bytes_moved: int = 0
+    held_s: float = 0.0
+    seconds: float = 0.0
+
+
+class Failback:
+    """One failback over one link. `run` blocks and may be called once."""
+
+    def __init__(
+        self, fs: WriteThrough, keeper: Keeper, root: int, link: Link, rate_bytes_s: int, freeze_s: float
+    ) -> None:
+        self._fs, self._keeper, self._root, self._link = fs, keeper, root, link
+        self._rate, self._freeze_s = rate_bytes_s, freeze_s
+        self._bucket = Bucket(time.monotonic_ns())
+        self._until: float | None = None
+        self._little: Batch | None = None
+        self.came = Came()
+
+    def run(self, attach: Callable[[], None]) -> Came:
+        """Make the target equal; `attach` joins the stream. Raises FarmError: LogLied if the log does not help."""
+        began = time.monotonic()
+        wanted = self._cover()
+        try:
+            wanted = self._while_in_use(wanted)
+            self._last(wanted, attach)
+        except OSError as error:
+            self._keeper.give_back()
+            raise PeerError("the failback", f"this node's copy cannot be read ({error})", "See its disk") from error
+        except BaseException:
+            self._keeper.give_back()
+            raise
+        self.came.seconds = round(time.monotonic() - began, 4)
+        return self.came
+
+    def _cover(self) -> Wanted:
+        self._link.flush()
+        op, meta, _ = self._link.receive()
+        if op is not Op.COVER:
+            raise PeerError("the peer", "it did not say what it has", "See that both run the same farmd")
+        if meta.get("everything"):
+            raise LogLied("the target's log", "it says that anything may differ", "Everything is compared")
+        files = {bytes.fromhex(path): [(int(o), int(n)) for o, n in ranges] for path, ranges in meta["files"]}
+        return Wanted(_paths(meta["paths"]), _paths(meta["folders"]), files)
+
+    def _while_in_use(self, wanted: Wanted) -> Wanted:
+        for _ in range(_ROUNDS):
+            batch = self._keeper.take()
+            if wanted.empty and _is_little(batch):
+                self._little = batch
+                return wanted
+            began = time.monotonic()
+            wanted = self._round(batch, wanted, still=False)
+            if time.monotonic() - began < _QUICK_S:
+                break
+        return wanted
+
+    def _round(self, batch: Batch, wanted: Wanted, *, still: bool) -> Wanted:
+        if self._keeper.everything:
+            raise LogLied("the log of dirty zones", "it outgrew its bound", "Everything is compared")
+        sender = Sender(self._root, self._link, batch, still=still, paced=self._paced)
+        sender.run(wanted)
+        self.came.rounds += 1
+        self.came.files += sender.files
+        self.came.bytes_moved += sender.content_bytes
+        if sender.content_bytes > _SLICE_BYTES and not still and sender.again.empty:
+            sender.make_durable()
+            self._keeper.sent()
+        return sender.again
+
+    def _last(self, wanted: Wanted, attach: Callable[[], None]) -> None:
+        began = time.monotonic()
+        self._fs.freeze()
+        try:
+            self._until = began + self._freeze_s
+            batch = self._keeper.take()
+            if self._little is not None:
+                batch.add(self._little)
+            self._round(batch, wanted, still=True)
+            attach()
+        finally:
+            self._fs.thaw()
+            self.came.held_s = round(time.monotonic() - began, 4)
+        with suppress(FarmError):
+            self._link.send(Op.ANSWER)
+            self._link.flush()
+        self._keeper.soon()
+
+    def _paced(self, size: int) -> None:
+        """After so many bytes: wait as the rate wants it, or give up holding changes back."""
+        if self._until is not None:
+            if time.monotonic() > self._until:
+                cause = f"its last round took longer than {self._freeze_s:g} s, in which changes are held back"
+                raise TimedOut("failback", cause, "It is tried again; raise freeze_s if it never ends")
+        elif self._rate:
+            self._bucket = self._bucket.filled(time.monotonic_ns(), self._rate).taken(size)
+            wait_ns = self._bucket.wait_ns(self._rate)
+            if wait_ns:
+                self._link.flush()
+                time.sleep(wait_ns / 1e9)
+
+
+def cover_of(root: int, cover: Cover) -> Meta:
+    """A target's own log, by paths, for the primary: handles mean something on one node only.
+
+    A file that is gone needs no line: its directory has one. Raises OSError.
+    """
+    everything: Meta = {"everything": True}
+    if cover.tree is not None:
+        return everything
+    places = Places(root, cover.names)
+    paths: set[bytes] = set()
+    folders: set[bytes] = set()
+    files: dict[bytes, list[Range]] = {}
+    try:
+        for zone, mark in sorted(cover.marks.items()):
+            if zone.kind is Kind.PLACE:
+                parent, name = zone.place
+                if (folder := places.folder(parent)) is not None:
+                    paths.add(join(folder, name))
+            elif zone.kind is Kind.ENTRIES:
+                if (folder := places.folder(zone.handle)) is not None:
+                    folders.add(folder)
+            elif (found := places.inode(zone.handle)) is not None:
+                os.close(found.fd)
+                if zone.kind is Kind.WHOLE:
+                    paths.add(found.path)
+                elif not stat.S_ISREG(found.st.st_mode):
+                    # A directory's own attributes; of anything else, all of it.
+                    (folders if stat.S_ISDIR(found.st.st_mode) else paths).add(found.path)
+                else:
+                    ranges = files.setdefault(found.path, [])
+                    if zone.kind is Kind.DATA:
+                        mask = zone.full if mark.hot else mark.mask
+                        first, last = (mask & -mask).bit_length() - 1, mask.bit_length()
+                        start = zone.number * 256 + first
+                        ranges.append((start * BLOCK_BYTES, (last - first) * BLOCK_BYTES))
+    except Unfindable:
+        return everything
+    return {
+        "paths": [path.hex() for path in sorted(paths)],
+        "folders": [path.hex() for path in sorted(folders)],
+        "files": [[path.hex(), ranges] for path, ranges in sorted(files.items())],
+    }
+
+
+def _paths(hexes: list[str]) -> set[bytes]:
+    return {bytes.fromhex(text) for text in hexes}
+
+
+def _is_little(batch: Batch) -> bool:
+    blocks = sum(mask.bit_count() for zone, mask in batch.fine.items() if zone.kind is Kind.DATA)
+    return not batch.suspect and len(batch.fine) <= _FEW_ZONES and blocks * BLOCK_BYTES <= _FEW_BYTES

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target's end of a failback from the log: frames that describe states, applied below one directory.
+
+A hostile primary is bounded as in the stream's receiver: every path is opened below the directory without following a
+symlink or leaving the mount, and contents go to regular files only. The copy is neither the old nor the new one until
+the core says otherwise; nothing here says that it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from farmd.mirror import attributes, handles
+from farmd.mirror.datapath import digest_blocks, punch
+from farmd.mirror.zonewire import BLOCK_BYTES, Link, Meta, Op
+from farmd.model.errors import PeerError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+
+
+class Patching:
+    """One failback. `run` blocks; closing the link from elsewhere ends it."""
+
+    def __init__(self, root: int, link: Link) -> None:
+        self._root, self._link = root, link
+        self._folder: tuple[bytes, int] | None = None
+        self._file: tuple[int, Meta] | None = None
+        self._missing: list[str] = []
+        self.frames = 0
+        self._acts: dict[Op, Callable[[Meta, bytes], None]] = {
+            Op.REMOVE: self._remove,
+            Op.FOLDER: self._make_folder,
+            Op.SPECIAL: self._special,
+            Op.SMALL: self._small,
+            Op.LINK: self._hard_link,
+            Op.ASK: self._ask,
+            Op.FILE: self._begin_file,
+            Op.DATA: self._data,
+            Op.ZERO: self._zero,
+            Op.END: self._end_file,
+            Op.META: self._attributes,
+            Op.SYNC: self._sync,
+        }
+
+    def run(self, cover: Meta) -> None:
+        """Say where our own log wants to be compared, then apply until the primary ends. Raises PeerError."""
+        self._link.send(Op.COVER, cover)
+        self._link.flush()
+        try:
+            self._apply_all()
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            text = f"a change could not be made there: {error}"
+            self._link.send(Op.FAILED, {"text": text})
+            self._link.flush()
+            raise PeerError("the failback", text, "It is tried again; see that the disk has room") from error
+        finally:
+            self._forget_folder()
+            if self._file is not None:
+                os.close(self._file[0])
+
+    def _apply_all(self) -> None:
+        while True:
+            op, meta, data = self._link.receive()
+            if op is Op.ANSWER:  # the primary has no more to say
+                return
+            if op not in self._acts:
+                raise ValueError(f"frame {op} is none of the primary's")
+            self._acts[op](meta, data)
+            self.frames += 1
+
+    # ---- names ----
+
+    def _remove(self, meta: Meta, _: bytes) -> None:
+        try:
+            self._clear(_path(meta["p"]))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+
+    def _make_folder(self, meta: Meta, _: bytes) -> None:
+        path = _path(meta["p"], root=True)
+        st = self._stat(path)
+        if st is None or not stat.S_ISDIR(st.st_mode):
+            if meta.get("expected"):
+                self._missing.append(meta["p"])
+                return
+            self._clear(path)
+            os.mkdir(_name(path), 0o700, dir_fd=self._parent(path))
+        if "names" in meta:
+            self._keep_only(path, {bytes.fromhex(name) for name in meta["names"]})
+
+    def _keep_only(self, path: bytes, names: set[bytes]) -> None:
+        fd = handles.open_below(self._root, path, _DIRECTORY)
+        try:
+            for name in os.listdir(fd):
+                if os.fsencode(name) not in names:
+                    self._forget_folder()
+                    _remove_at(fd, os.fsencode(name))
+        finally:
+            os.close(fd)
+
+    def _special(self, meta: Meta, _: bytes) -> None:
+        path, mode = _path(meta["p"]), int(meta["mode"])
+        name, st = _name(path), self._stat(path)
+        same = st is not None and stat.S_IFMT(st.st_mode) == stat.S_IFMT(mode) and st.st_rdev == meta["rdev"]
+        if same and stat.S_ISLNK(mode):
+            same = os.readlink(name, dir_fd=self._parent(path)) == bytes.fromhex(meta["to"])
+        if not same:
+            self._clear(path)
+            if stat.S_ISLNK(mode):
+                os.symlink(bytes.fromhex(meta["to"]), name, dir_fd=self._parent(path))
+            else:
+                os.mknod(name, mode, meta["rdev"], dir_fd=self._parent(path))
+        self._attributes(meta, b"")
+
+    def _hard_link(self, meta: Meta, _: bytes) -> None:
+        path, to = _path(meta["p"]), _path(meta["to"])
+        have, wanted = self._stat(path), self._stat(to)
+        if wanted is None or not stat.S_ISREG(wanted.st_mode):
+            self._missing.append(meta["to"])
+            return
+        if have is not None and (have.st_dev, have.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return
+        self._clear(path)
+        folder = handles.open_below(self._root, os.path.dirname(to), os.O_PATH | os.O_DIRECTORY)
+        try:
+            name = _name(path)
+            os.link(_name(to), name, src_dir_fd=folder, dst_dir_fd=self._parent(path), follow_symlinks=False)
+        finally:
+            os.close(folder)
+
+    # ---- files ----
+
+    def _small(self, meta: Meta, data: bytes) -> None:
+        fd = self._regular(_path(meta["p"]), meta["n"])
+        try:
+            if os.fstat(fd).st_size != len(data) or os.pread(fd, len(data) + 1, 0) != data:
+                _write(fd, data, 0)
+                os.ftruncate(fd, len(data))
+            attributes.apply(fd, meta["a"])
+        finally:
+            os.close(fd)
+
+    def _ask(self, meta: Meta, _: bytes) -> None:
+        path = _path(meta["p"])
+        try:
+            fd = self._regular(path, meta["n"]) if meta["whole"] else self._open(path, meta["n"])
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._answer({"missing": True})
+            return
+        try:
+            digests = [
+                digest_blocks(fd, offset, -(-length // BLOCK_BYTES), BLOCK_BYTES) for offset, length in meta["r"]
+            ]
+            counts = [len(each) // 16 for each in digests]
+            self._answer({"size": os.fstat(fd).st_size, "counts": counts}, b"".join(digests))
+        finally:
+            os.close(fd)
+
+    def _begin_file(self, meta: Meta, _: bytes) -> None:
+        self._end_file({}, b"")
+        try:
+            fd = self._open(_path(meta["p"]), meta["n"])
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._missing.append(meta["p"])
+            return
+        self._file = (fd, meta)
+        if os.fstat(fd).st_size != meta["size"]:
+            os.ftruncate(fd, meta["size"])
+
+    def _data(self, meta: Meta, data: bytes) -> None:
+        if self._file is not None:
+            _write(self._file[0], data, int(meta["o"]))
+
+    def _zero(self, meta: Meta, _: bytes) -> None:
+        if self._file is not None:
+            punch(self._file[0], int(meta["o"]), int(meta["l"]))
+
+    def _end_file(self, _: Meta, __: bytes) -> None:
+        if self._file is not None:
+            (fd, meta), self._file = self._file, None
+            try:
+                attributes.apply(fd, meta["a"])
+            finally:
+                os.close(fd)
+
+    def _attributes(self, meta: Meta, _: bytes) -> None:
+        try:
+            fd = handles.open_below(self._root, _path(meta["p"], root=True), os.O_PATH)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self._missing.append(meta["p"])
+            return
+        try:
+            attributes.apply(fd, meta["a"])
+        finally:
+            os.close(fd)
+
+    def _sync(self, meta: Meta, _: bytes) -> None:
+        self._end_file({}, b"")
+        if meta.get("durable"):
+            handles.sync_file_system(self._root)
+        missing, self._missing = self._missing, []
+        self._answer({"missing": missing[:100]})
+
+    # ---- inside ----
+
+    def _answer(self, meta: Meta, data: bytes = b"") -> None:
+        self._link.send(Op.ANSWER, meta, data)
+        self._link.flush()
+
+    def _parent(self, path: bytes) -> int:
+        folder = os.path.dirname(path)
+        if self._folder is None or self._folder[0] != folder:
+            fd = handles.open_below(self._root, folder, _DIRECTORY)
+            self._forget_folder()
+            self._folder = (folder, fd)
+        return self._folder[1]
+
+    def _forget_folder(self) -> None:
+        if self._folder is not None:
+            os.close(self._folder[1])
+            self._folder = None
+
+    def _stat(self, path: bytes) -> os.stat_result | None:
+        try:
+            if not path:
+                return os.fstat(self._root)
+            return os.stat(_name(path), dir_fd=self._parent(path), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _clear(self, path: bytes) -> None:
+        """Nothing stands there any more."""
+        st = self._stat(path)
+        if st is not None:
+            parent = self._parent(path)
+            _remove_at(parent, _name(path))
+            if stat.S_ISDIR(st.st_mode):
+                self._forget_folder()
+
+    def _open(self, path: bytes, names: int) -> int:
+        """A regular file that is there already, under as many names as at the primary; else ENOENT."""
+        st = self._stat(path)
+        if st is None or not stat.S_ISREG(st.st_mode) or st.st_nlink != names:
+            raise FileNotFoundError(errno.ENOENT, "it is not there, or another thing", path)
+        return handles.open_below(self._root, path, os.O_RDWR)
+
+    def _regular(self, path: bytes, names: int) -> int:
+        """A regular file, made if there is none. One with more names than wanted belongs to the others."""
+        st = self._stat(path)
+        if st is not None and stat.S_ISREG(st.st_mode) and st.st_nlink <= names:
+            return handles.open_below(self._root, path, os.O_RDWR)
+        self._clear(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(_name(path), flags, 0o600, dir_fd=self._parent(path))
+
+
+def _path(text: Any, *, root: bool = False) -> bytes:
+    """A path below the directory. Raises ValueError for anything else."""
+    path = bytes.fromhex(text)
+    if path == b"" and root:
+        return path
+    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
+        raise ValueError("a path that leads nowhere below the directory")
+    return path
+
+
+def _name(path: bytes) -> bytes:
+    return os.path.basename(path)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _remove_at(folder: int, name: bytes) -> None:
+    """Remove a name and all that is below, never through a symlink and never on another mount."""
+    try:
+        os.unlink(name, dir_fd=folder)
+        return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+    fd = handles.open_below(folder, name, _DIRECTORY)
+    try:
+        for child in os.listdir(fd):
+            _remove_at(fd, os.fsencode(child))
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=folder)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of zones as the core's commands want it, while no data path keeps it (`farmd.mirror.keeping`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from farmd.mirror.failback import cover_of
+from farmd.mirror.journal import JournalDamaged
+from farmd.mirror.journalfile import clear, load
+from farmd.mirror.zones import Cover
+from farmd.mirror.zonewire import Meta
+
+FILE = "journal"
+
+
+class Logbook:
+    """One node's journal on disk. Every method is durable on return and may raise OSError."""
+
+    def __init__(self, folder: Path, mirror: bytes) -> None:
+        self.path, self._mirror = folder / FILE, mirror
+        self.inherited = False
+        """The journal says "everything" only until what was received is durable."""
+
+    def recover(self, *, is_new: bool) -> bool:
+        """Whether it can be trusted. A node that was never part of the mirror begins an empty one."""
+        if is_new:
+            self.clear()
+            return True
+        try:
+            load(self.path, self._mirror)
+        except JournalDamaged:
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Nothing differs."""
+        clear(self.path, self._mirror)
+        self.inherited = False
+
+    def everything(self) -> None:
+        """All must be compared."""
+        clear(self.path, self._mirror, Cover(tree=b""))
+        self.inherited = False
+
+    def inherit(self) -> None:
+        """What was received and is not flushed may be lost with the power: until it is, all would have to be compared.
+
+        The design's list of exactly these zones would need them to be noted on every write; a sync of the file system,
+        begun at once, ends the same doubt within seconds.
+        """
+        try:
+            cover = load(self.path, self._mirror)
+        except JournalDamaged:
+            return  # it says "everything" already
+        if cover.tree is None:
+            cover.tree = b""
+            clear(self.path, self._mirror, cover)
+            self.inherited = True
+
+    def for_the_peer(self, root: int) -> Meta:
+        """Where this node's copy may differ, by paths."""
+        try:
+            return cover_of(root, load(self.path, self._mirror))
+        except JournalDamaged:
+            return {"everything": True}
