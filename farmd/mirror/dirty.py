@@ -236,11 +236,17 @@ class DirtyLog:
         """It is time to `cool`, or for a checkpoint."""
         return len(self._hot) > self._bounds.hot * 3 // 4
 
+    def has_little(self, zones: int, blocks: int) -> bool:
+        """At most so much is known to differ, and nothing is only suspect."""
+        if self._suspect or len(self._fine) > zones:
+            return False
+        return sum(mask.bit_count() for zone, mask in self._fine.items() if zone.kind is Kind.DATA) <= blocks
+
     def counts(self) -> tuple[int, int]:
         """Bytes of contents that differ or may, and inodes and names that have something to send; for people."""
-        waiting = {zone: mask for each in (self._sending, self) for zone, mask in _masks(each).items()}
-        blocks = sum(mask.bit_count() for zone, mask in waiting.items() if zone.kind is Kind.DATA)
-        return blocks, len({zone.handle for zone in waiting})
+        zones = set().union(self._fine, self._suspect, self._sending.fine, self._sending.suspect)
+        blocks = sum(self._known(zone).bit_count() for zone in zones if zone.kind is Kind.DATA)
+        return blocks, len({zone.handle for zone in zones})
 
     # ---- inside ----
 
@@ -302,8 +308,3 @@ class DirtyLog:
     def _issue(self, mark: Mark) -> None:
         self._lines.append(mark)
         self._journal.apply((mark,))
-
-
-def _masks(of: Batch | DirtyLog) -> dict[Zone, int]:
-    fine, suspect = (of.fine, of.suspect) if isinstance(of, Batch) else (of._fine, of._suspect)
-    return {zone: fine.get(zone, 0) | suspect.get(zone, 0) for zone in fine.keys() | suspect.keys()}

@@ -58,7 +58,6 @@ class Failback:
         self._rate, self._freeze_s = rate_bytes_s, freeze_s
         self._bucket = Bucket(time.monotonic_ns())
         self._until: float | None = None
-        self._little: Batch | None = None
         self.came = Came()
 
     def run(self, attach: Callable[[], None]) -> Came:
@@ -89,12 +88,10 @@ class Failback:
 
     def _while_in_use(self, wanted: Wanted) -> Wanted:
         for _ in range(_ROUNDS):
-            batch = self._keeper.take()
-            if wanted.empty and _is_little(batch):
-                self._little = batch
-                return wanted
+            if wanted.empty and self._keeper.has_little(_FEW_ZONES, _FEW_BYTES // BLOCK_BYTES):
+                break
             began = time.monotonic()
-            wanted = self._round(batch, wanted, still=False)
+            wanted = self._round(self._keeper.take(), wanted, still=False)
             if time.monotonic() - began < _QUICK_S:
                 break
         return wanted
@@ -117,10 +114,7 @@ class Failback:
         self._fs.freeze()
         try:
             self._until = began + self._freeze_s
-            batch = self._keeper.take()
-            if self._little is not None:
-                batch.add(self._little)
-            self._round(batch, wanted, still=True)
+            self._round(self._keeper.take(), wanted, still=True)
             attach()
         finally:
             self._fs.thaw()
@@ -190,8 +184,3 @@ def cover_of(root: int, cover: Cover) -> Meta:
 
 def _paths(hexes: list[str]) -> set[bytes]:
     return {bytes.fromhex(text) for text in hexes}
-
-
-def _is_little(batch: Batch) -> bool:
-    blocks = sum(mask.bit_count() for zone, mask in batch.fine.items() if zone.kind is Kind.DATA)
-    return not batch.suspect and len(batch.fine) <= _FEW_ZONES and blocks * BLOCK_BYTES <= _FEW_BYTES

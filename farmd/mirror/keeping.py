@@ -105,6 +105,11 @@ class Keeper:
             blocks, files = self._log.counts()
             return {"dirty_bytes": blocks * 65_536, "dirty_files": files, "dirty_more": self._log.everything}
 
+    def has_little(self, zones: int, blocks: int) -> bool:
+        """At most so much is known to differ, and nothing is only suspect."""
+        with self._lock:
+            return self._log.has_little(zones, blocks)
+
     def compare_everything(self) -> None:
         """The log says "everything" from now on; durable on return. Raises OSError."""
         with self._lock:

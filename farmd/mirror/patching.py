@@ -167,7 +167,8 @@ class Patching:
     def _begin_file(self, meta: Meta, _: bytes) -> None:
         self._end_file({}, b"")
         try:
-            fd = self._open(_path(meta["p"]), meta["n"])
+            path = _path(meta["p"])
+            fd = self._regular(path, meta["n"]) if meta["whole"] else self._open(path, meta["n"])
         except OSError as error:
             if error.errno not in _GONE:
                 raise

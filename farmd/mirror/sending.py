@@ -312,8 +312,8 @@ class Sender:
         finally:
             os.close(fd)
 
-    def _begin(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        meta = {"p": path.hex(), "n": st.st_nlink, "size": st.st_size, "a": attributes.read(fd, st)}
+    def _begin(self, path: bytes, fd: int, st: os.stat_result, *, whole: bool = False) -> None:
+        meta = {"p": path.hex(), "n": st.st_nlink, "size": st.st_size, "a": attributes.read(fd, st), "whole": whole}
         self._link.send(Op.FILE, meta)
         self.files += 1
 
@@ -369,7 +369,7 @@ class Sender:
             if not ask.ranges and ask.st.st_size != meta["size"]:
                 self._ask(ask.path, [(0, ask.st.st_size)])
                 return
-            self._begin(ask.path, ask.fd, ask.st)
+            self._begin(ask.path, ask.fd, ask.st, whole=ask.whole)
             for (offset, length), count in zip(ask.ranges, meta["counts"], strict=True):
                 self._send_differing(ask.fd, offset, length, theirs[: 16 * count])
                 theirs = theirs[16 * count :]
@@ -414,12 +414,15 @@ def _runs(numbers: Iterable[int]) -> list[Range]:
 
 def _ranges(masks: dict[Zone, int], zones: list[Zone], size: int) -> list[Range]:
     """The bytes that the masks of a file's zones mean, as (offset, length), up to its size."""
-    blocks = [
-        zone.number * BLOCKS_PER_ZONE + bit
-        for zone in sorted(zones)
-        if zone.kind is Kind.DATA
-        for bit in range(BLOCKS_PER_ZONE)
-        if masks.get(zone, 0) >> bit & 1
-    ]
-    found = [(start * BLOCK_BYTES, min(end * BLOCK_BYTES, size) - start * BLOCK_BYTES) for start, end in _runs(blocks)]
-    return [(offset, length) for offset, length in found if length > 0]
+    found: list[Range] = []
+    for zone in sorted(zone for zone in zones if zone.kind is Kind.DATA):
+        mask, first = masks.get(zone, 0), zone.number * BLOCKS_PER_ZONE
+        while mask:
+            start = (mask & -mask).bit_length() - 1
+            count = (~(mask >> start) & -~(mask >> start)).bit_length() - 1
+            mask &= ~(((1 << count) - 1) << start)
+            offset = (first + start) * BLOCK_BYTES
+            length = min((first + start + count) * BLOCK_BYTES, size) - offset
+            if length > 0:
+                found.append((offset, length))
+    return found

@@ -79,7 +79,7 @@ class Link:
         self._out += _HEAD.pack(op, len(head), len(data))
         self._out += head
         self._out += data
-        if len(self._out) > 256 * 1024:
+        if len(self._out) > 64 * 1024:
             self.flush()
 
     def flush(self) -> None:
