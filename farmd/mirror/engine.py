@@ -237,9 +237,10 @@ class Engine:
         return {}
 
     def _run_failback(self, order: Message, keeper: Keeper, sock: socket.socket, stream: int) -> None:
-        wanted = order.get("tls")
+        wanted, plain = order.get("tls"), sock
         try:
-            link = self._failback_link = Link(_tls(sock, wanted) if wanted else sock)
+            plain = _tls(sock, wanted) if wanted else sock
+            link = self._failback_link = Link(plain)
             tls = self._secure(order, stream, server=False)
             failback = Failback(self._fs(), keeper, self._root, link, order["rate_bytes_s"], order["freeze_s"])
             came = failback.run(lambda: self._fs().attach(stream, order["session"], order["epoch"], tls))
@@ -248,8 +249,10 @@ class Engine:
             lied = isinstance(error, LogLied)
             self._send({"event": "failback-failed", "text": str(error), "lied": lied})
         finally:
+            if self._failback_link is not None:
+                self._failback_link.close()
             self._failback_link = None
-            sock.close()
+            plain.close()
             if not wanted:
                 os.close(stream)  # TLS goes on using it
 

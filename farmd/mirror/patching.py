@@ -121,7 +121,7 @@ class Patching:
     def _hard_link(self, meta: Meta, _: bytes) -> None:
         path, to = _path(meta["p"]), _path(meta["to"])
         have, wanted = self._stat(path), self._stat(to)
-        if wanted is None or not stat.S_ISREG(wanted.st_mode):
+        if wanted is None or stat.S_ISDIR(wanted.st_mode):
             self._missing.append(meta["to"])
             return
         if have is not None and (have.st_dev, have.st_ino) == (wanted.st_dev, wanted.st_ino):

@@ -64,7 +64,7 @@ class Sender:
         self._places = Places(root, batch.names)
         self._done: set[bytes] = set()
         self._folders: set[bytes] = set()
-        self._linked: dict[int, tuple[bytes, int, set[bytes]]] = {}
+        self._linked: dict[int, tuple[int, set[bytes]]] = {}
         self._asks: deque[_Ask] = deque()
         self.again = Wanted()
         """What was in motion, for the next round."""
@@ -149,6 +149,8 @@ class Sender:
             st = os.fstat(fd)
             if stat.S_ISDIR(st.st_mode):
                 self._whole_folder(path)
+            elif st.st_nlink > 1:
+                self._note_link(path, fd, st)
             elif stat.S_ISREG(st.st_mode):
                 self._whole_file(path, fd, st)
             else:
@@ -222,13 +224,6 @@ class Sender:
     # ---- whole files ----
 
     def _whole_file(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        if st.st_nlink > 1:
-            handle = handles.of(fd)
-            _, _, paths = self._linked.setdefault(st.st_ino, (handle, st.st_nlink, set()))
-            paths.add(path)
-            if (named := self._places.named(handle, st)) is not None:
-                paths.add(named)
-            return
         if st.st_size > INLINE_BYTES:
             self._ask(path, [(0, st.st_size)])
             return
@@ -248,21 +243,41 @@ class Sender:
         finally:
             os.close(fd)
 
+    def _note_link(self, path: bytes, fd: int, st: os.stat_result) -> None:
+        _, paths = self._linked.setdefault(st.st_ino, (st.st_nlink, set()))
+        paths.add(path)
+        if (named := self._places.named(handles.of(fd), st)) is not None:
+            paths.add(named)
+
     def _links(self) -> None:
         """Files with several names: all of them must be known, or somebody else's would be written."""
-        for _, count, paths in self._linked.values():
+        for count, paths in self._linked.values():
             if len(paths) < count:
                 self._odd(min(paths), "it has names that the log does not know")
                 continue
             first = min(paths)
-            st = os.stat(self._absolute(first), follow_symlinks=False)
             self._done |= paths
-            self._ask(first, [(0, st.st_size)])
-            while self._asks:  # it must be there before it gets further names
-                self._settle_ask()
+            self._one_of_several(first)
             for path in sorted(paths - {first}):
                 self._folders.add(os.path.dirname(path))
                 self._link.send(Op.LINK, {"p": path.hex(), "to": first.hex()})
+
+    def _one_of_several(self, path: bytes) -> None:
+        """It must be there before it gets further names."""
+        try:
+            fd = handles.open_below(self._root, path, os.O_PATH)
+        except FileNotFoundError:
+            return
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                self._special(path, fd, st)
+                return
+        finally:
+            os.close(fd)
+        self._ask(path, [(0, st.st_size)])
+        while self._asks:
+            self._settle_ask()
 
     # ---- contents ----
 

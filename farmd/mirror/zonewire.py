@@ -117,6 +117,11 @@ class Link:
             raise PeerError("the peer", "it sent something else than an answer", "See that both run the same farmd")
         return meta, data
 
+    def close(self) -> None:
+        """Let go of what was read; for the thread that used it. The socket is its owner's to close."""
+        with contextlib.suppress(OSError, ValueError):
+            self._in.close()
+
     def abort(self) -> None:
         """End the connection from another thread: whoever waits for it gets PeerError."""
         with contextlib.suppress(OSError):

@@ -153,6 +153,7 @@ class Following:
                     Patching(self._root, link).run(self._logbook.for_the_peer(self._root))
             finally:
                 self._zones = None
+                link.close()
 
     async def _stream(self, sock: socket.socket, message: Message) -> None:
         try:

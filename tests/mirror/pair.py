@@ -49,11 +49,11 @@ class EngineProcess:
         message: dict[str, Any] = json.loads(data)
         return message
 
-    def do(self, verb: str, fd: int | None = None, **order: Any) -> dict[str, Any]:
+    def do(self, verb: str, *fds: int, **order: Any) -> dict[str, Any]:
         """One order and its answer; events that come meanwhile are kept."""
         self._last += 1
         message = json.dumps({"id": self._last, "do": verb} | order).encode()
-        socket.send_fds(self.control, [message], [] if fd is None else [fd])
+        socket.send_fds(self.control, [message], list(fds))
         end = time.monotonic() + DEADLINE_S
         while (left := end - time.monotonic()) > 0:
             answer = self._read(left)
@@ -67,14 +67,18 @@ class EngineProcess:
 
     def wait_for(self, event: str, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
         """The next event of this name, also one that came before."""
+        return self.wait_for_any(event, timeout_s=timeout_s)
+
+    def wait_for_any(self, *names: str, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
+        """The next event of one of these names."""
         end = time.monotonic() + timeout_s
         while True:
             for index, each in enumerate(self.events):
-                if each["event"] == event:
+                if each["event"] in names:
                     return self.events.pop(index)
             message = self._read(max(0.0, end - time.monotonic()))
             if message is None:
-                raise EngineError(f"no event {event} within {timeout_s} s; had {self.events[-5:]}")
+                raise EngineError(f"no event {names} within {timeout_s} s; had {self.events[-5:]}")
             self.events.append(message)
 
     def kill(self) -> None:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A primary that keeps a log of dirty zones, and a target that it fails back to: real processes, real journal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from farmd.mirror import journalfile
+from farmd.mirror.failback import cover_of
+from farmd.mirror.patching import Patching
+from farmd.mirror.zones import Cover
+from farmd.mirror.zonewire import Link
+from farmd.model.errors import FarmError
+from tests.mirror.pair import DEADLINE_S, EngineProcess, Pair, connected
+from tests.mirror.trees import differences
+
+MIRROR = bytes(range(16))
+
+
+class LogPair:
+    """`mount` is written to, `backing` is what the primary has and `copy` what the target has."""
+
+    def __init__(self, freeze_s: float = 60.0, rate_bytes_s: int = 0) -> None:
+        self._pace: dict[str, Any] = {"freeze_s": freeze_s, "rate_bytes_s": rate_bytes_s}
+        self.pair = Pair()
+        self.mount, self.backing, self.copy = self.pair.mount, self.pair.backing, self.pair.copy
+        self.journal = self.pair.base / "journal"
+
+    def __enter__(self) -> LogPair:
+        journalfile.clear(self.journal, MIRROR)
+        self.start()
+        return self
+
+    @property
+    def primary(self) -> EngineProcess:
+        return self.pair.primary
+
+    def start(self) -> None:
+        """Mount, alone."""
+        settings = {"backing": str(self.backing), "mount_point": str(self.mount), "confirm": True}
+        self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
+
+    def begin_fail_back(self, their_log: Cover | None = None) -> threading.Thread:
+        """The thread is the target's end."""
+        self.pair.session += 1
+        ours, theirs = connected()
+        stream, far_stream = connected()
+        order: dict[str, Any] = {"session": self.pair.session, "epoch": 1}
+        self.pair.secondary.close()
+        self.pair.secondary = EngineProcess()
+        target = threading.Thread(target=self._patch, args=(theirs, their_log or Cover()))
+        self._theirs = theirs
+        with ours, stream, far_stream:
+            self.pair.secondary.do("receive", far_stream.fileno(), backing=str(self.copy), **order)
+            target.start()
+            self.primary.do("failback", ours.fileno(), stream.fileno(), **order, **self._pace)
+        return target
+
+    def cut(self, target: threading.Thread) -> None:
+        """The connection of the failback breaks."""
+        self._theirs.shutdown(socket.SHUT_RDWR)
+        target.join()
+
+    def fail_back(self, their_log: Cover | None = None) -> dict[str, Any]:
+        """Until the target is attached; what it came to. Raises AssertionError with the reason if it failed."""
+        target = self.begin_fail_back(their_log)
+        ended = self.primary.wait_for_any("failback", "failback-failed")
+        target.join()
+        assert ended["event"] == "failback", ended["text"]
+        return ended
+
+    def settled(self) -> None:
+        """Until both disks have all and the journal says so."""
+        end = time.monotonic() + DEADLINE_S
+        while self.log().marks or self.log().tree is not None:
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.05)
+
+    def _patch(self, sock: Any, their_log: Cover) -> None:
+        root = os.open(self.copy, os.O_RDONLY | os.O_DIRECTORY)
+        link = Link(sock)
+        try:
+            Patching(root, link).run(cover_of(root, their_log))
+        except FarmError:
+            pass  # a failback that is cut; the primary says so
+        finally:
+            link.close()
+            sock.close()
+            os.close(root)
+
+    def settle(self) -> None:
+        """Until the target has everything."""
+        self.pair.settle()
+
+    def part(self) -> None:
+        """The peer is lost, and this node goes on alone."""
+        self.primary.do("detach")
+        self.primary.do("go-alone")
+
+    def kill_primary(self) -> None:
+        """As a crash of its process."""
+        self.primary.kill()
+        self.primary.control.close()
+        subprocess.run(["umount", "-l", str(self.mount)], capture_output=True, check=True)
+        self.pair.primary = EngineProcess()
+
+    def differences(self) -> list[str]:
+        """Between both copies, as a user of the directories sees them."""
+        return differences(self.backing, self.copy)
+
+    def log(self) -> Cover:
+        """What the journal says on the disk."""
+        return journalfile.load(self.journal, MIRROR)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pair.__exit__(kind, error, trace)
+        Path(self.journal).unlink(missing_ok=True)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Failback from the log of dirty zones, with the real data path: only what changed travels, and nothing is forgotten.
+
+`FARMD_MIRROR_FAILBACKS=200` is the long form of the kills.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from farmd.mirror import journalfile
+from farmd.mirror.zones import Kind
+from tests.mirror.logpair import MIRROR, LogPair
+from tests.mirror.operations import Actor, Planner, prepare
+
+pytestmark = pytest.mark.root
+
+KILLS = int(os.environ.get("FARMD_MIRROR_FAILBACKS", "4"))
+
+
+@pytest.fixture(name="pair")
+def _pair() -> Iterator[LogPair]:
+    with LogPair() as pair:
+        yield pair
+
+
+def act(root: Path, seed: int, count: int) -> None:
+    """Random operations of all kinds, by several users."""
+    actor, planner = Actor(root), Planner(seed)
+    for _ in range(count):
+        actor.act(planner.draw())
+    actor.close()
+
+
+@contextmanager
+def busy(root: Path, work: Callable[[Path], None]) -> Iterator[None]:
+    """`work` again and again in a process of its own meanwhile."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            try:
+                work(root)
+            except OSError:
+                time.sleep(0.01)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def files(root: Path, count: int, size: int = 3000) -> list[Path]:
+    made = [root / f"d{number % 10}" / f"f{number}" for number in range(count)]
+    for number, path in enumerate(made):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(size) + str(number).encode())
+    return made
+
+
+def poke(path: Path, offset: int, data: bytes) -> None:
+    """Change a file in place; its size and, often, its modification time stay."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_only_what_changed_travels(pair: LogPair) -> None:
+    made = files(pair.mount, 300)
+    pair.fail_back()
+    pair.settled()
+    pair.part()
+    for path in made[::10]:
+        poke(path, 100, b"changed")
+    came = pair.fail_back()
+    assert came["files"] == 30
+    assert came["bytes_moved"] < 30 * 4000
+    assert pair.differences() == []
+
+
+def test_of_a_large_file_only_its_blocks_travel(pair: LogPair) -> None:
+    large = pair.mount / "large"
+    large.write_bytes(os.urandom(40 << 20))
+    pair.fail_back()
+    pair.settled()
+    pair.part()
+    for block in (0, 7, 300, 639):
+        poke(large, block * 65_536 + 5, b"changed")
+    came = pair.fail_back()
+    assert came["bytes_moved"] == 4 * 65_536
+    assert pair.differences() == []
+
+
+def test_names_follow_by_their_state(pair: LogPair) -> None:
+    made = files(pair.mount, 40)
+    (pair.mount / "linked").write_text("two names")
+    pair.fail_back()
+    pair.part()
+    (pair.mount / "d1").rename(pair.mount / "moved")
+    (pair.mount / "d1").mkdir()
+    (pair.mount / "d1" / "new").write_text("in the new one")
+    made[2].unlink()
+    made[3].unlink()
+    made[3].mkdir()
+    made[4].rename(made[5])
+    os.link(pair.mount / "linked", made[6].parent / "other name")
+    os.truncate(made[7], 10)
+    os.truncate(made[7], 5000)
+    os.symlink("nowhere", pair.mount / "symlink")
+    os.mkfifo(pair.mount / "fifo")
+    os.chmod(made[8], 0o600)
+    os.setxattr(made[9], "user.color", b"blue")
+    saved = made[9].with_name("saved.new")
+    saved.write_bytes(os.urandom(3000))
+    saved.rename(made[9])
+    pair.fail_back()
+    assert pair.differences() == []
+
+
+def test_names_that_a_file_lost_are_not_written_through(pair: LogPair) -> None:
+    """Two names of one file at the target, two files at the primary."""
+    (pair.mount / "a").write_bytes(b"a" * 9000)
+    os.link(pair.mount / "a", pair.mount / "b")
+    pair.fail_back()
+    pair.part()
+    (pair.mount / "b").unlink()
+    (pair.mount / "b").write_bytes(b"b" * 9000)
+    poke(pair.mount / "a", 0, b"A")
+    pair.fail_back()
+    assert pair.differences() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_operations_while_alone(pair: LogPair, seed: int) -> None:
+    prepare(pair.mount)
+    act(pair.mount, seed, 600)
+    pair.fail_back()
+    for time_alone in range(3):
+        pair.part()
+        act(pair.mount, 100 * seed + time_alone, 400)
+        pair.fail_back()
+        act(pair.mount, 1000 * seed + time_alone, 100)
+        pair.settle()
+        assert pair.differences() == []
+
+
+def test_while_applications_write(pair: LogPair) -> None:
+    made = files(pair.mount, 200)
+    pair.fail_back()
+    draw = random.Random(1)
+
+    def work(_: Path) -> None:
+        path = draw.choice(made)
+        poke(path, draw.randrange(3000), os.urandom(200))
+        other = path.with_name(f"new{draw.randrange(20)}")
+        other.write_bytes(os.urandom(500))
+        other.rename(path.with_name(f"saved{draw.randrange(20)}"))
+
+    for _ in range(3):
+        pair.part()
+        with busy(pair.mount, work):
+            time.sleep(0.3)
+            pair.fail_back()
+        pair.settle()
+        assert pair.differences() == []
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_primary_that_is_killed_while_alone(pair: LogPair, number: int) -> None:
+    """Kill -9 at any instant: what the journal holds covers every difference."""
+    prepare(pair.mount)
+    act(pair.mount, number, 300)
+    pair.fail_back()
+    pair.part()
+    with busy(pair.mount, lambda root: act(root, random.randrange(1 << 30), 50)):
+        time.sleep(random.Random(number).uniform(0.05, 0.6))
+        pair.kill_primary()
+    pair.start()
+    act(pair.mount, 7, 50)
+    pair.fail_back()
+    assert pair.differences() == []
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_primary_that_is_killed_while_paired(pair: LogPair, number: int) -> None:
+    """It comes back as the target, or goes on as the primary: its activity log covers what was on its way."""
+    prepare(pair.mount)
+    pair.fail_back()
+    with busy(pair.mount, lambda root: act(root, random.randrange(1 << 30), 50)):
+        time.sleep(random.Random(number).uniform(0.05, 0.6))
+        pair.kill_primary()
+    if number % 2:
+        pair.pair.backing, pair.pair.copy = pair.copy, pair.backing
+        pair.backing, pair.copy = pair.copy, pair.backing
+        theirs = pair.log()
+        journalfile.clear(pair.journal, MIRROR)
+        pair.start()
+        pair.fail_back(theirs)
+    else:
+        pair.start()
+        pair.fail_back()
+    assert pair.differences() == []
+
+
+@pytest.mark.parametrize("who", ["primary", "target"])
+def test_a_failback_that_is_cut_is_done_again(who: str) -> None:
+    with LogPair(rate_bytes_s=20 << 20) as pair:
+        made = files(pair.mount, 100, 400_000)
+        pair.fail_back()
+        pair.part()
+        for path in made:
+            path.write_bytes(os.urandom(400_000))
+        target = pair.begin_fail_back()
+        time.sleep(0.5)
+        if who == "primary":
+            pair.kill_primary()
+            target.join()
+            pair.start()
+        else:
+            pair.cut(target)
+            assert pair.primary.wait_for("failback-failed")["lied"] is False
+        assert pair.differences() != []
+        pair.fail_back()
+        assert pair.differences() == []
+
+
+def test_a_log_that_lies_is_found(pair: LogPair) -> None:
+    """The negative control: with one of its marks gone the copies stay different, and the comparison sees it."""
+    made = files(pair.mount, 20)
+    pair.fail_back()
+    pair.settled()
+    pair.part()
+    poke(made[3], 5, b"changed")
+    pair.kill_primary()
+    cover = pair.log()
+    lost = [zone for zone in cover.marks if zone.kind in (Kind.ENTRIES, Kind.DATA)]
+    assert lost
+    for zone in lost:
+        del cover.marks[zone]
+    journalfile.clear(pair.journal, MIRROR, cover)
+    pair.start()
+    pair.fail_back()
+    assert pair.differences() != []
+
+
+def test_a_file_that_the_target_does_not_have_is_a_lie(pair: LogPair) -> None:
+    made = files(pair.mount, 20)
+    pair.fail_back()
+    pair.settled()
+    pair.part()
+    poke(made[3], 5, b"changed")
+    (pair.copy / made[3].relative_to(pair.mount)).unlink()
+    with pytest.raises(AssertionError, match="the target does not have it"):
+        pair.fail_back()
+
+
+def test_a_damaged_journal_says_everything(pair: LogPair) -> None:
+    files(pair.mount, 20)
+    pair.kill_primary()
+    pair.journal.write_bytes(os.urandom(1 << 20))
+    pair.start()
+    assert pair.primary.do("log")["everything"]
+    with pytest.raises(AssertionError, match="Everything is compared"):
+        pair.fail_back()
+
+
+def test_the_log_is_empty_once_both_disks_have_all(pair: LogPair) -> None:
+    files(pair.mount, 20)
+    pair.fail_back()
+    pair.settled()
