@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,9 +28,18 @@ MIRROR = bytes(range(16))
 class LogPair:
     """`mount` is written to, `backing` is what the primary has and `copy` what the target has."""
 
-    def __init__(self, freeze_s: float = 60.0, rate_bytes_s: int = 0) -> None:
+    def __init__(
+        self,
+        freeze_s: float = 60.0,
+        rate_bytes_s: int = 0,
+        *,
+        folder: Path | None = None,
+        connect: Callable[[], tuple[socket.socket, socket.socket]] = connected,
+    ) -> None:
+        """`connect` gives the two ends of a new connection between the nodes."""
         self._pace: dict[str, Any] = {"freeze_s": freeze_s, "rate_bytes_s": rate_bytes_s}
-        self.pair = Pair()
+        self._connect = connect
+        self.pair = Pair(folder)
         self.mount, self.backing, self.copy = self.pair.mount, self.pair.backing, self.pair.copy
         self.journal = self.pair.base / "journal"
 
@@ -50,8 +60,8 @@ class LogPair:
     def begin_fail_back(self, their_log: Cover | None = None) -> threading.Thread:
         """The thread is the target's end."""
         self.pair.session += 1
-        ours, theirs = connected()
-        stream, far_stream = connected()
+        ours, theirs = self._connect()
+        stream, far_stream = self._connect()
         order: dict[str, Any] = {"session": self.pair.session, "epoch": 1}
         self.pair.secondary.close()
         self.pair.secondary = EngineProcess()
