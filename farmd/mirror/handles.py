@@ -10,11 +10,13 @@ import ctypes
 import errno
 import os
 import struct
+import time
 from typing import Any
 
 _HEAD = struct.Struct("=Ii")
 _TYPE = struct.Struct("<I")
 _ROOM = 128
+_TRIES = 20
 _NR_OPENAT2 = 437
 _AT_EMPTY_PATH = 0x1000
 _CONFINED = 0x01 | 0x02 | 0x04 | 0x08  # NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH
@@ -42,10 +44,15 @@ def open_by(root: int, handle: bytes, flags: int) -> int:
     """Open the inode on the file system of `root`. Raises OSError: ESTALE if it is gone."""
     raw = handle[_TYPE.size :]
     wanted = _HEAD.pack(len(raw), _TYPE.unpack_from(handle)[0]) + raw
-    fd: int = _libc.open_by_handle_at(root, wanted, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-    if fd < 0:
-        raise _error()
-    return fd
+    for patience in range(_TRIES):
+        fd: int = _libc.open_by_handle_at(root, wanted, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if fd >= 0:
+            return fd
+        # ENOMEM is also what the kernel says while another inode of this number is being made (iget_locked).
+        if ctypes.get_errno() != errno.ENOMEM:
+            break
+        time.sleep(0.0005 * patience)
+    raise _error()
 
 
 def open_below(root: int, path: bytes, flags: int, mode: int = 0) -> int:
