@@ -45,6 +45,7 @@ def busy(root: Path, work: Callable[[Path], None]) -> Iterator[None]:
     """`work` again and again in a process of its own meanwhile."""
     pid = os.fork()
     if pid == 0:
+        os.closerange(3, 4096)  # the engines end when their control sockets close
         while True:
             try:
                 work(root)
