@@ -23,7 +23,8 @@ from farmd.mirror.dirty import Batch
 from farmd.mirror.keeping import Keeper
 from farmd.mirror.pace import Bucket
 from farmd.mirror.places import Places, Unfindable, join
-from farmd.mirror.sending import Range, Sender, Wanted
+from farmd.mirror.ranges import Range
+from farmd.mirror.sending import Sender, Wanted
 from farmd.mirror.zones import BLOCK_BYTES, Cover, Kind
 from farmd.mirror.zonewire import Link, LogLied, Meta, Op
 from farmd.model.errors import FarmError, PeerError, TimedOut

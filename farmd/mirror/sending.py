@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from farmd.mirror import attributes, handles
+from farmd.mirror import ranges as ranges_of
 from farmd.mirror.datapath import digest_blocks
 from farmd.mirror.dirty import Batch
 from farmd.mirror.places import Found, Places, Unfindable, join
-from farmd.mirror.zones import BLOCKS_PER_ZONE, Kind, Zone
+from farmd.mirror.ranges import Range
+from farmd.mirror.zones import Kind, Zone
 from farmd.mirror.zonewire import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES, Link, LogLied, Op
 
 SMALL_BYTES = 1 << 20
@@ -27,8 +29,6 @@ _ASK_BYTES = 64 << 20
 _ASKS = 4
 """So many answers fit into any socket buffer: neither side ever waits for the other to read."""
 _ZEROS = bytes(CHUNK_BYTES)
-
-Range = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -312,8 +312,8 @@ class Sender:
         elif any(zone.kind is Kind.WHOLE for zone in zones):
             self._ask(found.path, [(0, found.st.st_size)])
         else:
-            suspect = _ranges(self._batch.suspect, zones, found.st.st_size)
-            self._exact(found, _ranges(self._batch.fine, zones, found.st.st_size))
+            suspect = ranges_of.of_masks(self._batch.suspect, zones, found.st.st_size)
+            self._exact(found, ranges_of.of_masks(self._batch.fine, zones, found.st.st_size))
             if suspect:
                 self._ask(found.path, suspect, whole=False)
 
@@ -358,7 +358,7 @@ class Sender:
             for offset, length in ranges
             for at in range(0, length, _ASK_BYTES)
         ]
-        for some in _gathered(pieces) or [[]]:
+        for some in ranges_of.gathered(pieces, _ASK_BYTES) or [[]]:
             try:
                 fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
             except OSError as error:
@@ -397,47 +397,7 @@ class Sender:
         ours = digest_blocks(fd, offset, blocks, BLOCK_BYTES)
         if ours == theirs:
             return
-        for start, end in _runs(
+        for start, end in ranges_of.runs(
             number for number in range(len(ours) // 16) if ours[16 * number :][:16] != theirs[16 * number :][:16]
         ):
             self._send_range(fd, offset + start * BLOCK_BYTES, min(end * BLOCK_BYTES, length) - start * BLOCK_BYTES)
-
-
-def _gathered(pieces: list[Range]) -> list[list[Range]]:
-    """Pieces in groups of at most `_ASK_BYTES`."""
-    groups: list[list[Range]] = []
-    room = 0
-    for piece in pieces:
-        if piece[1] > room:
-            groups.append([])
-            room = _ASK_BYTES
-        groups[-1].append(piece)
-        room -= piece[1]
-    return groups
-
-
-def _runs(numbers: Iterable[int]) -> list[Range]:
-    """Neighbours joined, as (first, behind the last)."""
-    runs: list[Range] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
-    return runs
-
-
-def _ranges(masks: dict[Zone, int], zones: list[Zone], size: int) -> list[Range]:
-    """The bytes that the masks of a file's zones mean, as (offset, length), up to its size."""
-    found: list[Range] = []
-    for zone in sorted(zone for zone in zones if zone.kind is Kind.DATA):
-        mask, first = masks.get(zone, 0), zone.number * BLOCKS_PER_ZONE
-        while mask:
-            start = (mask & -mask).bit_length() - 1
-            count = (~(mask >> start) & -~(mask >> start)).bit_length() - 1
-            mask &= ~(((1 << count) - 1) << start)
-            offset = (first + start) * BLOCK_BYTES
-            length = min((first + start + count) * BLOCK_BYTES, size) - offset
-            if length > 0:
-                found.append((offset, length))
-    return found
