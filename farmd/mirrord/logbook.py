@@ -43,12 +43,14 @@ class Logbook:
         clear(self.path, self._mirror, Cover(tree=b""))
         self.inherited = False
 
-    def inherit(self) -> None:
+    def inherit(self, *, received: bool) -> None:
         """What was received and is not flushed may be lost with the power: until it is, all would have to be compared.
 
         The design's list of exactly these zones would need them to be noted on every write; a sync of the file system,
         begun at once, ends the same doubt within seconds.
         """
+        if not received:
+            return
         try:
             cover = load(self.path, self._mirror)
         except JournalDamaged:

@@ -238,8 +238,7 @@ class Shell:
             case do.Halt():
                 self._halted = True
             case do.Inherit():
-                if self.following.received:
-                    self.logbook.inherit()
+                self.logbook.inherit(received=self.following.received)
             case do.ClearJournal():
                 self.logbook.clear()
             case do.SendCover() | do.Verify():
