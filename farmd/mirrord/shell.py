@@ -237,12 +237,16 @@ class Shell:
                 self._answer(command.order, command.error)
             case do.Halt():
                 self._halted = True
-            case do.Inherit():
-                self.logbook.inherit(received=self.following.received)
-            case do.ClearJournal():
-                self.logbook.clear()
+            case do.Inherit() | do.ClearJournal():
+                self._log_book(command)
             case do.SendCover() | do.Verify():
                 pass
+
+    def _log_book(self, command: do.Inherit | do.ClearJournal) -> None:
+        if isinstance(command, do.ClearJournal):
+            self.logbook.clear()
+        else:
+            self.logbook.inherit(received=self.following.received)
 
     async def _mount(self) -> None:
         self._mount_error = None
