@@ -63,7 +63,7 @@ def on_answer(state: State, now_ns: int, answered: Claim, answer: Answer) -> Non
 
 
 def on_register(state: State, now_ns: int, register: Register) -> None:
-    """What the arbiter holds settles a claim of an earlier incarnation, unless it was never executed."""
+    """What the arbiter holds settles a claim that nobody waits for any more, unless it was never executed."""
     claim_ = state.record.claim
     if claim_ is None or register.generation == claim_.expected:
         return
@@ -99,9 +99,12 @@ def _granted(state: State, now_ns: int, claim_: Claim) -> None:
         _go_on(state)
     elif state.phase is Phase.CLAIMING:
         _become_primary(state, now_ns, claim_)
-    else:
-        # An earlier incarnation's claim: our data is the mirror's, whether or not we are asked to serve it.
-        state.begin_generation(now_ns, claim_, Cause.PROMOTED)
+    elif claim_.forced:
+        # The administrator gave the other side up, whether or not we are asked to serve this one again.
+        state.begin_generation(now_ns, claim_, Cause.FORCED)
+    # Else a claim of an earlier incarnation, or one that came too late: nothing was done under it. It stays open until
+    # this node is asked to serve. Taking it up now would be a split brain, if the administrator has made the other node
+    # continue from where we left off.
 
 
 def _go_on(state: State) -> None:

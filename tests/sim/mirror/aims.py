@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that aim at one safeguard each, because chance finds their moment too seldom. Each begins with a pair in sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from farmd.mirror.acks import Gate
+from farmd.mirror.commands import Command, Persist, Say, SendCover
+from farmd.mirror.messages import Done, Message
+from farmd.mirror.orders import Check, Promote
+from farmd.mirror.state import Link, Phase
+from tests.sim.mirror.disk import CELLS
+from tests.sim.mirror.network import Wire
+from tests.sim.mirror.storm import Condition, History, Script
+from tests.sim.mirror.world import FlushEnd, Host
+
+
+def draw_aim(history: History) -> Script:
+    """One of them."""
+    return history.random.choice(AIMS)(history)
+
+
+def switch(history: History) -> Script:
+    """The primary's shell stalls behind DONE while the stream breaks, and then it dies (rule 6: first the switch)."""
+    world = history.world
+    first, second = _pair(history)
+    world.notice(second)
+    yield _said(first, Done)
+    first.stalled = True
+    world.break_off(second.me, (Wire.STREAM,), keep=1.0)
+    yield _later(history, 0.03)
+    yield lambda: second.phase is Phase.SECONDARY
+    world.crash(first, power=history.random.random() < 0.5)
+    yield from _take_over(history, second)
+
+
+def overtaken(history: History) -> Script:
+    """The stream is slow and breaks, DONE arrives, and the primary dies: what it acknowledged alone is in the stream."""
+    world = history.world
+    first, second = _pair(history)
+    yield from _leave_behind(history, first, second)
+    yield lambda: first.core is not None and first.core.link is Link.CLOSING
+    # Of what is under way over the stream nothing arrives; messages do.
+    world.break_off(second.me, (Wire.STREAM,), keep=0.3)
+    yield _later(history, 0.03)
+    world.crash(first, power=True)
+    world.notice(second)
+    yield from _take_over(history, second)
+
+
+def relay(history: History) -> Script:
+    """The primary's processes die, the other node takes over, brings it back, and loses power (rule 4)."""
+    world = history.world
+    first, second = _pair(history)
+    world.lazy = True
+    # Some writes first, so that the other node has zones that it did not flush.
+    yield _later(history, 0.03)
+    world.crash(first, power=False)
+    world.notice(second)
+    world.busy = False
+    yield from _take_over(history, second)
+    world.power_on(first)
+    yield lambda: first.phase is Phase.SECONDARY and history.roles() is not None
+    world.crash(second, power=True)
+    yield from _take_over(history, first)
+
+
+def power_cut(history: History) -> Script:
+    """Both lose power just after the target is up to date, and it is the target that serves next (rule 6)."""
+    world = history.world
+    first, second = _pair(history)
+    world.lazy = True
+    yield from _leave_behind(history, first, second)
+    yield _trusted(second)
+    yield _later(history, 0.3)
+    for host in history.hosts:
+        world.crash(host, power=True)
+    world.power_on(second)
+    yield lambda: second.phase is Phase.WAITING
+    yield from _take_over(history, second)
+
+
+def broken_beginning(history: History) -> Script:
+    """A primary that crashed in the middle of writes comes back, and the connection breaks at once (rules 5 and 6)."""
+    world = history.world
+    first, second = _pair(history)
+    world.break_off(second.me, (Wire.STREAM,))
+    yield _later(history, 0.05)
+    world.crash(first, power=False)
+    world.notice(second)
+    world.busy = False
+    yield from _take_over(history, second)
+    world.power_on(first)
+    yield _executed(first, lambda command: isinstance(command, SendCover))
+    yield _later(history, 0.5)
+    world.break_off(second.me, keep=0.0)
+    yield _later(history, 0.5)
+    if history.random.random() < 0.5:
+        world.crash(first, power=False)
+        world.power_on(first)
+
+
+def half_synced(history: History) -> Script:
+    """A resync is interrupted in its middle, and the target is asked to serve (rule 5)."""
+    world = history.world
+    first, second = _pair(history)
+    yield from _leave_behind(history, first, second)
+    yield lambda: second.phase is Phase.TARGET
+    yield _later(history, 0.05)
+    world.crash(first, power=history.random.random() < 0.5)
+    world.notice(second)
+    world.order(second, Promote())
+    yield _later(history, 0.02)
+
+
+def rot(history: History) -> Script:
+    """A block of the secondary changes by itself; verify finds it, and with `repair` it is sent again."""
+    world = history.world
+    _, second = _pair(history)
+    cell = history.random.choice(CELLS)
+    world.busy = False
+    yield _later(history, 0.02)
+    roles = history.roles()
+    if roles is None or roles[1] is not second or world.verifying():
+        return
+    second.disk.rot(cell)
+    world.rotten = second.disk.content[cell] != roles[0].disk.content[cell]
+    world.order(roles[0], Check(repair=True))
+    yield lambda: not world.rotten
+
+
+AIMS: tuple[Callable[[History], Script], ...] = (
+    switch, overtaken, relay, power_cut, broken_beginning, half_synced, rot,
+)  # fmt: skip
+
+
+# ---- acts ----
+
+
+def _leave_behind(history: History, first: Host, second: Host) -> Script:
+    """The secondary is away for a while, and the primary goes on alone."""
+    world = history.world
+    world.cut = True
+    for host in history.hosts:
+        world.break_off(host.me)
+    yield lambda: first.engine is None or first.engine.gate is Gate.ALONE
+    yield _later(history, 0.01)
+    world.cut = False
+
+
+def _take_over(history: History, host: Host) -> Script:
+    """The administrator promotes this node until it serves."""
+    world = history.world
+
+    def serves() -> bool:
+        if not host.serves and host.phase in {Phase.WAITING, Phase.SECONDARY} and not host.inbox and not host.commands:
+            world.order(host, Promote())
+        return host.serves
+
+    yield serves
+
+
+# ---- conditions ----
+
+
+def _pair(history: History) -> tuple[Host, Host]:
+    roles = history.roles()
+    assert roles is not None, "an aim begins with a pair in sync"
+    return roles
+
+
+def _later(history: History, chance: float) -> Condition:
+    return lambda: history.random.random() < chance
+
+
+def _executed(host: Host, which: Callable[[Command | FlushEnd], bool]) -> Condition:
+    last = host.world
+    return lambda: last.last is not None and last.last[0] is host and which(last.last[1])
+
+
+def _said(host: Host, kind: type[Message]) -> Condition:
+    return _executed(host, lambda command: isinstance(command, Say) and isinstance(command.message, kind))
+
+
+def _trusted(host: Host) -> Condition:
+    return _executed(host, lambda command: isinstance(command, Persist) and command.record.uptodate)
