@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from farmd.mirror.acks import Gate
-from farmd.mirror.commands import Command, Persist, Say, SendCover
-from farmd.mirror.messages import Done, Message
-from farmd.mirror.orders import Check, Promote
+from farmd.mirror.commands import Command, Flush, Persist, Say, SendCover
+from farmd.mirror.messages import Done, Message, Ready
+from farmd.mirror.orders import Check, Demote, Promote, Resync
 from farmd.mirror.state import Link, Phase
 from tests.sim.mirror.disk import CELLS
 from tests.sim.mirror.network import Wire
-from tests.sim.mirror.storm import Condition, History, Script
+from tests.sim.mirror.storm import STRUCK, Condition, History, Script
 from tests.sim.mirror.world import FlushEnd, Host
 
 
@@ -114,6 +114,94 @@ def half_synced(history: History) -> Script:
     yield _later(history, 0.02)
 
 
+def torn(history: History) -> Script:
+    """A resync has overwritten something, the target's shell stalls, and its power goes (rule 5).
+
+    The arbiter is away, so that the primary's generation stays the newest and the target's word decides.
+    """
+    world = history.world
+    first, second = _pair(history)
+    first.arbiter = False
+    world.break_off(second.me, (Wire.STREAM,))
+    yield _later(history, 0.05)
+    world.notice(second)
+    yield _said(second, Ready)
+    second.stalled = True
+    yield _later(history, 0.03)
+    world.crash(first, power=True)
+    world.crash(second, power=history.random.random() < 0.5)
+    world.power_on(second)
+    yield lambda: second.phase is Phase.WAITING
+    world.order(second, Promote())
+    yield _later(history, 0.02)
+
+
+def late_done(history: History) -> Script:
+    """DONE of a session that broke arrives in the next one, whose resync has just begun."""
+    world = history.world
+    first, second = _pair(history)
+    yield from _leave_behind(history, first, second)
+    world.hold_late = True
+    yield _said(first, Done)
+    first.arbiter = False
+    world.break_off(second.me, (Wire.STREAM,), keep=0.3)
+    world.notice(second)
+    yield _said(second, Ready)
+    world.hold_late = False
+    yield _later(history, 0.05)
+    world.crash(first, power=True)
+    world.notice(second)
+    world.order(second, Promote())
+    yield _later(history, 0.02)
+
+
+def slow_disk(history: History) -> Script:
+    """A flush of an earlier session ends in the next one, and then the power goes (rule 6)."""
+    world = history.world
+    first, second = _pair(history)
+    world.lazy = second.slow = True
+    yield from _leave_behind(history, first, second)
+    yield _executed(second, lambda command: isinstance(command, Flush))
+    yield from _leave_behind(history, first, second)
+    yield _executed(second, lambda command: isinstance(command, Flush))
+    second.slow = False
+    yield _trusted(second)
+    for host in history.hosts:
+        world.crash(host, power=True)
+    world.power_on(second)
+    yield lambda: second.phase is Phase.WAITING
+    yield from _take_over(history, second)
+
+
+def whole_tree(history: History) -> Script:
+    """Everything is compared while applications write, and then something breaks."""
+    world = history.world
+    first, second = _pair(history)
+    world.order(first, Resync())
+    yield lambda: second.phase is Phase.TARGET
+    yield _later(history, 0.02)
+    draw = history.random.random()
+    if draw < 0.4:
+        world.crash(first, power=draw < 0.2)
+    elif draw < 0.6:
+        world.crash(second, power=True)
+    elif draw < 0.8:
+        world.notice(second)
+
+
+def struck_swap(history: History) -> Script:
+    """Roles change in the planned way, and exactly behind some command of it somebody crashes."""
+    world, rng = history.world, history.random
+    first, second = _pair(history)
+    world.order(first, Demote(handover=rng.random() < 0.7))
+    kind, host = rng.choice(STRUCK), rng.choice((first, second))
+    yield _executed(host, lambda command: type(command) is kind)
+    world.crash(host, power=rng.random() < 0.5)
+    if rng.random() < 0.3:
+        world.crash(world.other(host), power=True)
+    yield from _take_over(history, rng.choice((first, second)))
+
+
 def rot(history: History) -> Script:
     """A block of the secondary changes by itself; verify finds it, and with `repair` it is sent again."""
     world = history.world
@@ -131,7 +219,8 @@ def rot(history: History) -> Script:
 
 
 AIMS: tuple[Callable[[History], Script], ...] = (
-    switch, overtaken, relay, power_cut, broken_beginning, half_synced, rot,
+    switch, overtaken, relay, power_cut, broken_beginning, half_synced, torn, late_done, slow_disk, whole_tree,
+    struck_swap, rot,
 )  # fmt: skip
 
 

@@ -42,6 +42,18 @@ class Disk:
             if self._since.pop(cell, None):
                 self._durable[cell] = self.content[cell]
 
+    def begin_sync(self) -> dict[Cell, int]:
+        """What a sync that begins now will have made durable when it ends."""
+        return {cell: versions[-1] for cell, versions in self._since.items() if versions}
+
+    def end_sync(self, begun: dict[Cell, int]) -> None:
+        """What was written meanwhile is not covered."""
+        for cell, version in begun.items():
+            versions = self._since.get(cell, [])
+            if version in versions:
+                self._durable[cell] = version
+                self._since[cell] = versions[versions.index(version) + 1 :]
+
     def rot(self, cell: Cell) -> None:
         """A block changes by itself."""
         self._since.pop(cell, None)

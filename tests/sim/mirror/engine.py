@@ -75,7 +75,7 @@ class Engine:
         self.durable: set[int] = set()
         self.ops: list[Op] = []
         self.batches: deque[list[Line]] = deque()
-        self.reported = False
+        self.reported = self.repairing = False
         self.checkpoint = 0
         self.closing_checkpoint = False
         self.copy: tuple[Zone, int, dict[Cell, int]] | None = None
@@ -206,7 +206,8 @@ class Engine:
         if self.copy is not None:
             zone, mask, content = self.copy
             self.copy = None
-        self.send(Frame("zone", self.next_seq(), content))
+        # A repair overwrites a whole copy with what it should be.
+        self.send(Frame("write" if self.repairing else "zone", self.next_seq(), content))
         self.tracker.sent(self.seq, zone, mask)
 
     def _read(self, zone: Zone, mask: int) -> dict[Cell, int]:
@@ -250,7 +251,7 @@ class Engine:
         if work.repair and frame.cells:
             self.tracker.suspect([Mark(zone, mask, False) for zone, mask in touches(frame.cells).items()])
             self.queue_lines()
-            self.reported = False
+            self.reported, self.repairing = False, True
 
     # ---- checkpoints ----
 
@@ -280,7 +281,7 @@ class Engine:
         self._stop_forwarding()
 
     def _stop_forwarding(self) -> None:
-        self.forwarding = self.reported = self.closing_checkpoint = False
+        self.forwarding = self.reported = self.repairing = self.closing_checkpoint = False
         self.checkpoint, self.copy, self.verifying = 0, None, None
         self.tracker.peer_lost()
         for op in self.ops:
@@ -320,6 +321,8 @@ class Engine:
                 differ = {cell: 1 for cell, version in frame.cells.items() if self.disk.content[cell] != version}
                 self._answer("compared", frame.seq, differ)
             case _:
+                if frame.kind == "zone":
+                    self.host.half_synced = True
                 for cell, version in frame.cells.items():
                     self.disk.write(cell, version)
                 self.unflushed.received(frame.seq, touches(frame.cells))
@@ -329,6 +332,7 @@ class Engine:
         self.checkpoint = 0
         self.applied = max(self.applied, seq)
         self.tracker.settle(seq)
+        self.tracker.check()
         self.queue_lines()
         if self.closing_checkpoint and self.session is not None:
             if self.tracker.settled:

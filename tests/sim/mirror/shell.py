@@ -38,6 +38,7 @@ from farmd.mirror.events import Flushed, Recovered
 from farmd.mirror.tracking import Tracker
 from farmd.mirror.zones import Cover
 from tests.sim.mirror.engine import LIMITS, Engine
+from tests.sim.mirror.ledger import Violation
 from tests.sim.mirror.network import Frame
 from tests.sim.mirror.world import FlushEnd, Host
 
@@ -130,9 +131,11 @@ def _engine_command(host: Host, engine: Engine, command: Command | FlushEnd) -> 
                 engine.verify(repair=command.repair)
         case Flush():
             # It ends later: whatever the core orders meanwhile is done before.
-            host.commands.append(FlushEnd(command.number))
+            host.commands.append(FlushEnd(command.number, host.disk.begin_sync()))
+        case FlushEnd() if host.slow:
+            host.commands.append(command)
         case FlushEnd():
-            host.disk.sync()
+            host.disk.end_sync(command.begun)
             host.tell(Flushed(command.number))
         case ClearJournal():
             engine.tracker = Tracker(LIMITS)
@@ -155,5 +158,7 @@ def _promoted(host: Host) -> None:
     assert engine is not None
     engine.accepting, engine.draining = True, False
     host.world.counts["promotions"] += 1
+    if host.half_synced:
+        raise Violation(f"node {host.me} serves a half-synced copy")
     strict = host.world.mode is Mode.STRICT
     host.world.ledger.check_promotion(f"node {host.me}", host.disk, strict=strict)

@@ -251,9 +251,9 @@ class History:
     def settle(self) -> None:
         """All is well again: somebody can serve, the copies become equal, and no operation hangs."""
         world = self.world
-        world.cut = world.lazy = False
+        world.cut = world.lazy = world.hold_late = False
         for host in self.hosts:
-            host.arbiter, host.stalled = True, False
+            host.arbiter, host.stalled, host.slow = True, False, False
             world.power_on(host)
         asked = self.random.sample(self.hosts, 2)
         self.run(lambda: self._in_sync() or self._promote(asked), "no node in sync")

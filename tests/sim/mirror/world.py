@@ -18,7 +18,7 @@ from farmd.mirror.orders import Order, Promote
 from farmd.mirror.record import Record
 from farmd.mirror.state import Phase, Settings
 from farmd.model.nodes import NodeId
-from tests.sim.mirror.disk import MIRROR, Disk, JournalFile, RecordFile
+from tests.sim.mirror.disk import MIRROR, Cell, Disk, JournalFile, RecordFile
 from tests.sim.mirror.engine import Engine, Op
 from tests.sim.mirror.ledger import Ledger, Violation
 from tests.sim.mirror.network import Frame, Session, Wire
@@ -28,9 +28,10 @@ MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class FlushEnd:
-    """The moment in which a Flush is through."""
+    """The moment in which a Flush is through; it covers what its disk showed when it began."""
 
     number: int
+    begun: dict[Cell, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,10 @@ class Host:
     """Whether the arbiter can be reached."""
     stalled: bool = False
     """The shell gets no processor; the data path and the network go on."""
+    slow: bool = False
+    """No flush ends."""
+    half_synced: bool = False
+    """A resync has begun to overwrite this copy, and its record did not call it whole since."""
     register: Register = Register()
     """This node's own copy, where the operator is the arbiter."""
     late: deque[tuple[int, Message]] = field(default_factory=deque)
@@ -102,6 +107,8 @@ class World:
         """Applications begin new operations."""
         self.lazy = False
         """No checkpoint but those that somebody waits for."""
+        self.hold_late = False
+        """Nothing of earlier sessions arrives until its time has come."""
         self.rotten = False
         """A block has changed by itself, and no verify has seen it yet."""
         self.last: tuple[Host, Command | FlushEnd] | None = None
@@ -144,7 +151,7 @@ class World:
     def switch_off(self, host: Host) -> None:
         self._hang_up(host)
         host.core = host.engine = None
-        host.connects = host.stalled = False
+        host.connects = host.stalled = host.slow = False
         host.commands.clear()
         host.inbox.clear()
         host.late.clear()
@@ -205,7 +212,7 @@ class World:
     def deliver(self, host: Host) -> bool:
         """One frame arrives, of either connection, or what was left of an earlier session."""
         engine, session, rng = host.engine, self.session, self.random
-        if host.late and rng.random() < 0.1:
+        if host.late and not self.hold_late and rng.random() < 0.1:
             number, message = host.late.popleft()
             host.tell(self.late_message(host, number, message))
             self.counts["late"] += 1
@@ -256,6 +263,9 @@ class World:
 
     def persisted(self, host: Host, record: Record) -> None:
         """The record is durable; the operator's register follows the data."""
+        before = host.record.content
+        if record.uptodate and before is not None and not before.uptodate:
+            host.half_synced = False
         host.record.write(record)
         if self.operator and record.uptodate:
             host.register = followed(host.register, record.generation, host.me)
