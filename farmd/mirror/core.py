@@ -107,13 +107,14 @@ class Node:
                     source.on_drained(state, now_ns)
             case Settled():
                 if event.session == state.session:
-                    operator.on_settled(state)
+                    operator.on_settled(state, now_ns)
             case Flushed() if event.number == state.flushes:
                 target.on_flushed(state)
                 operator.on_flushed(state)
             case Stopped():
                 operator.on_stopped(state)
-            case VerifyEnded():
+            case VerifyEnded() if event.session == state.session:
+                state.verifying = False
                 state.tell(News.VERIFIED, _verdict(event.differences), differences=event.differences)
             case LocalFailure():
                 self._on_failure(event.cause)
@@ -181,6 +182,7 @@ class Node:
     def _on_lost(self, now_ns: int) -> None:
         state = self._state
         state.session = state.theirs = state.said = None
+        state.handed = state.verifying = False
         state.deadline_ns = FAR_NS
         target.on_lost(state)
         if state.phase is Phase.PRIMARY:
@@ -192,6 +194,7 @@ class Node:
         state = self._state
         match message:
             case Hello():
+                operator.on_hello(state, message)
                 state.theirs = message
                 if state.link is Link.NONE:
                     # A target that says something new of itself still owes READY, or UPTODATE.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that aim at one safeguard each, because chance finds their moment too seldom. Each begins with a pair in sync."""
+"""Faults that aim at one safeguard each, because chance seldom finds their moment. Each begins with a pair in sync."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def switch(history: History) -> Script:
 
 
 def overtaken(history: History) -> Script:
-    """The stream is slow and breaks, DONE arrives, and the primary dies: what it acknowledged alone is in the stream."""
+    """The stream breaks, DONE arrives, and the primary dies: what it acknowledged alone was in the stream."""
     world = history.world
     first, second = _pair(history)
     yield from _leave_behind(history, first, second)
@@ -165,7 +165,11 @@ def slow_disk(history: History) -> Script:
     yield from _leave_behind(history, first, second)
     yield _executed(second, lambda command: isinstance(command, Flush))
     second.slow = False
-    yield _trusted(second)
+    yield _executed(second, lambda command: isinstance(command, FlushEnd))
+    second.slow = True
+    trusted = _trusted(second)
+    steps = history.steps + 300
+    yield lambda: trusted() or history.steps > steps
     for host in history.hosts:
         world.crash(host, power=True)
     world.power_on(second)
@@ -202,6 +206,16 @@ def struck_swap(history: History) -> Script:
     yield from _take_over(history, rng.choice((first, second)))
 
 
+def second_thoughts(history: History) -> Script:
+    """The administrator swaps the roles, and takes it back before the other node has taken over."""
+    world = history.world
+    first, _ = _pair(history)
+    world.order(first, Demote(handover=True))
+    yield lambda: first.phase is Phase.WAITING
+    world.order(first, Promote())
+    yield _later(history, 0.02)
+
+
 def rot(history: History) -> Script:
     """A block of the secondary changes by itself; verify finds it, and with `repair` it is sent again."""
     world = history.world
@@ -220,7 +234,7 @@ def rot(history: History) -> Script:
 
 AIMS: tuple[Callable[[History], Script], ...] = (
     switch, overtaken, relay, power_cut, broken_beginning, half_synced, torn, late_done, slow_disk, whole_tree,
-    struck_swap, rot,
+    struck_swap, second_thoughts, rot,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ class Wire(IntEnum):
 
 @dataclass(slots=True)
 class Frame:
-    """One frame. `seq` counts the sender's frames; `after` is what must be applied before the receiver may act on it."""
+    """One frame. `seq` counts the sender's frames; `after` is what must be applied before it may be acted on."""
 
     kind: str
     seq: int = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's shell in the model: events to the core one by one, its commands carried out in their order, a step a command.
+"""A node's shell in the model: events to the core one by one, its commands carried out in their order, one a step.
 
 It is stricter with the core than a real shell: an event may be handled while commands of earlier ones still wait.
 """
@@ -41,6 +41,7 @@ from tests.sim.mirror.engine import LIMITS, Engine
 from tests.sim.mirror.ledger import Violation
 from tests.sim.mirror.network import Frame
 from tests.sim.mirror.world import FlushEnd, Host
+
 
 def think(host: Host) -> bool:
     """The core handles one event."""

@@ -207,7 +207,8 @@ class History:
 
     def _some_order(self, host: Host) -> None:
         rng = self.random
-        orders = (Promote(), Promote(), Demote(), Demote(True), Demote(True), Resync(), Stop(), Check(rng.random() < 0.5))
+        check = Check(repair=rng.random() < 0.5)
+        orders = (Promote(), Promote(), Demote(), Demote(True), Demote(True), Resync(), Stop(), check)
         self.world.order(host, rng.choice(orders))
 
     def _anybody_serves(self) -> bool:

@@ -57,7 +57,7 @@ class Host:
     """No flush ends."""
     half_synced: bool = False
     """A resync has begun to overwrite this copy, and its record did not call it whole since."""
-    register: Register = Register()
+    register: Register = field(default_factory=Register)
     """This node's own copy, where the operator is the arbiter."""
     late: deque[tuple[int, Message]] = field(default_factory=deque)
     """Messages of earlier sessions that were not delivered."""
