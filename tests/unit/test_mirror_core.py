@@ -306,6 +306,8 @@ def test_a_peer_that_owes_an_answer_is_disconnected() -> None:
     node.handle(0, PeerConnected(1))
     node.handle(0, PeerSaid(1, PEER))
     assert node.link is Link.ENTERING
+    # One that has ignored ENTER, because it is being promoted itself, still owes READY.
+    node.handle(0, PeerSaid(1, replace(PEER, claiming=True)))
 
     assert [type(each).__name__ for each in node.tick(SETTINGS.answer_ns)] == ["Disconnect"]
 

@@ -216,6 +216,17 @@ def second_thoughts(history: History) -> Script:
     yield _later(history, 0.02)
 
 
+def crossed(history: History) -> Script:
+    """A node that was away is asked to serve just when the primary asks it to follow."""
+    world = history.world
+    first, second = _pair(history)
+    yield from _leave_behind(history, first, second)
+    yield lambda: second.engine is not None and second.engine.session is not None
+    yield _later(history, 0.3)
+    world.order(second, Promote())
+    yield _later(history, 0.02)
+
+
 def rot(history: History) -> Script:
     """A block of the secondary changes by itself; verify finds it, and with `repair` it is sent again."""
     world = history.world
@@ -234,7 +245,7 @@ def rot(history: History) -> Script:
 
 AIMS: tuple[Callable[[History], Script], ...] = (
     switch, overtaken, relay, power_cut, broken_beginning, half_synced, torn, late_done, slow_disk, whole_tree,
-    struck_swap, second_thoughts, rot,
+    struck_swap, second_thoughts, crossed, rot,
 )  # fmt: skip
 
 

@@ -8,18 +8,19 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any
 
-from farmd.mirror import claims, source, target
+from farmd.mirror import claims, operator, source, target
 from farmd.mirror.acks import Gate, Mode, Standing
 from farmd.mirror.arbiter import Answer, Claim, Occasion, Register
 from farmd.mirror.commands import ClearJournal, Flush, Persist, SendCover
-from farmd.mirror.core import Node
 from farmd.mirror.events import PeerSaid
 from farmd.mirror.generation import Cause, Generation
-from farmd.mirror.messages import Done, Enter, Hello, Message
+from farmd.mirror.messages import Done, Enter, Message
+from farmd.mirror.orders import Promote
 from farmd.mirror.receiving import Unflushed
-from farmd.mirror.state import FAR_NS, Link, Phase, State
+from farmd.mirror.state import Link, Phase, State
 from farmd.mirror.tracking import Admission, Tracker
 from farmd.mirror.zones import Line, Mark, Zone
+from farmd.model.errors import Refused
 from farmd.model.nodes import NodeId
 from tests.sim.mirror import engine as engine_module
 from tests.sim.mirror import world as world_module
@@ -53,8 +54,8 @@ class Mutant(StrEnum):
     LATE_MESSAGES = "a message of an earlier session counts"
     OLD_FLUSH = "a flush of an earlier connection counts (rule 6)"
     CLAIM_TAKEN_UP = "an unused claim is taken up by a node that nobody asks to serve (rule 8)"
-    DEADLINE_FORGOTTEN = "a Hello takes the deadline of another message away"
     WALK_UNTRACKED = "blocks of the walk settle without a line of their own"
+    HANDOVER_FORGOTTEN = "who hands over may be promoted before the peer has spoken"
     REPAIR_UNMARKED = "verify does not mark what it found"
 
 
@@ -193,15 +194,6 @@ def _taken_up(state: State, now_ns: int, claim: Claim) -> None:
         state.begin_generation(now_ns, claim, Cause.PROMOTED)
 
 
-_on_message = Node._on_message
-
-
-def _no_deadline(self: Node, now_ns: int, message: Message) -> None:
-    _on_message(self, now_ns, message)
-    if isinstance(message, Hello):
-        self._state.deadline_ns = FAR_NS
-
-
 def _all_sent(self: Tracker, seq: int, zone: Zone, mask: int) -> None:
     entry = self._entry(zone)
     entry.unsent &= ~mask
@@ -213,6 +205,14 @@ def _not_repaired(self: Engine, frame: Frame) -> None:
     assert self.verifying is not None
     self.verifying.awaited -= 1
     self.verifying.differences += len(frame.cells)
+
+
+_why_not = operator._why_not
+
+
+def _hand_forgotten(state: State, order: Promote) -> Refused | None:
+    state.handed = False
+    return _why_not(state, order)
 
 
 _PATCHES: dict[Mutant, list[Patch]] = {
@@ -240,8 +240,8 @@ _PATCHES: dict[Mutant, list[Patch]] = {
     Mutant.LATE_MESSAGES: [(World, "late_message", _of_this_session)],
     Mutant.OLD_FLUSH: [(State, "flush", _same_number)],
     Mutant.CLAIM_TAKEN_UP: [(claims, "_granted", _taken_up)],
-    Mutant.DEADLINE_FORGOTTEN: [(Node, "_on_message", _no_deadline)],
     Mutant.WALK_UNTRACKED: [(Tracker, "sent", _all_sent)],
+    Mutant.HANDOVER_FORGOTTEN: [(operator, "_why_not", _hand_forgotten)],
     Mutant.REPAIR_UNMARKED: [(Engine, "_compared", _not_repaired)],
 }
 
