@@ -114,7 +114,6 @@ class Node:
             case Stopped():
                 operator.on_stopped(state)
             case VerifyEnded() if event.session == state.session:
-                state.verifying = False
                 state.tell(News.VERIFIED, _verdict(event.differences), differences=event.differences)
             case LocalFailure():
                 self._on_failure(event.cause)
@@ -182,7 +181,7 @@ class Node:
     def _on_lost(self, now_ns: int) -> None:
         state = self._state
         state.session = state.theirs = state.said = None
-        state.handed = state.verifying = False
+        state.handed = False
         state.deadline_ns = FAR_NS
         target.on_lost(state)
         if state.phase is Phase.PRIMARY:

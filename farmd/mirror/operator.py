@@ -196,11 +196,7 @@ def _resync(state: State, order: Resync) -> None:
 
 
 def _check(state: State, order: Check) -> None:
-    if state.verifying:
-        state.refuse(order, refusals.wrong_role("verify", "comparing already", "Wait for its end."))
-        return
     if state.phase is Phase.PRIMARY and state.link is Link.SYNCED and state.session is not None:
-        state.verifying = True
         state.out.append(Verify(state.session, order.repair))
         state.done(order)
         return

@@ -97,8 +97,6 @@ class State:
     split: bool = False
     handed: bool = False
     """The peer was told to take over in this connection, and has not said how that ended."""
-    verifying: bool = False
-    """A comparison of both copies is under way in this connection."""
     compare_next: bool = False
     """The administrator wants everything compared."""
     order: Promote | None = None

@@ -216,6 +216,30 @@ def second_thoughts(history: History) -> Script:
     yield _later(history, 0.02)
 
 
+def late_reading(history: History) -> Script:
+    """A node with an open claim asks what the register holds, and hears it when it is primary and claims again."""
+    world = history.world
+    first, _ = _pair(history)
+    world.hold_readings = True
+    first.arbiter = False
+    yield from _cut(history)
+    yield lambda: first.record.content is not None and first.record.content.claim is not None
+    world.crash(first, power=True)
+    world.power_on(first)
+    first.arbiter = True
+    yield lambda: bool(world.held)
+    yield from _take_over(history, first)
+    world.cut = False
+    yield lambda: history.roles() is not None
+    first.arbiter = False
+    yield from _cut(history)
+    yield lambda: first.core is not None and first.core.record.claim is not None
+    world.replies.extend(world.held)
+    world.held.clear()
+    yield _later(history, 0.02)
+    first.arbiter = True
+
+
 def crossed(history: History) -> Script:
     """A node that was away is asked to serve just when the primary asks it to follow."""
     world = history.world
@@ -245,11 +269,20 @@ def rot(history: History) -> Script:
 
 AIMS: tuple[Callable[[History], Script], ...] = (
     switch, overtaken, relay, power_cut, broken_beginning, half_synced, torn, late_done, slow_disk, whole_tree,
-    struck_swap, second_thoughts, crossed, rot,
+    struck_swap, second_thoughts, late_reading, crossed, rot,
 )  # fmt: skip
 
 
 # ---- acts ----
+
+
+def _cut(history: History) -> Script:
+    """The cable goes, and both notice at once."""
+    history.world.cut = True
+    for host in history.hosts:
+        history.world.break_off(host.me)
+        history.world.notice(host)
+    yield lambda: True
 
 
 def _leave_behind(history: History, first: Host, second: Host) -> Script:

@@ -227,7 +227,8 @@ class Engine:
     # ---- verify ----
 
     def verify(self, *, repair: bool) -> None:
-        self.verifying = Verifying(repair, sorted({zone for zone, _ in CELLS}, reverse=True))
+        if self.verifying is None:
+            self.verifying = Verifying(repair, sorted({zone for zone, _ in CELLS}, reverse=True))
 
     def step_verify(self) -> None:
         """Ask about one zone; at the end, and when what differed is sent, tell."""

@@ -55,6 +55,7 @@ class Mutant(StrEnum):
     OLD_FLUSH = "a flush of an earlier connection counts (rule 6)"
     CLAIM_TAKEN_UP = "an unused claim is taken up by a node that nobody asks to serve (rule 8)"
     WALK_UNTRACKED = "blocks of the walk settle without a line of their own"
+    READING_BELIEVED = "a late reading of the register denies a claim under way (rule 8)"
     HANDOVER_FORGOTTEN = "who hands over may be promoted before the peer has spoken"
     REPAIR_UNMARKED = "verify does not mark what it found"
 
@@ -207,6 +208,12 @@ def _not_repaired(self: Engine, frame: Frame) -> None:
     self.verifying.differences += len(frame.cells)
 
 
+def _believed(state: State, now_ns: int, register: Register) -> None:
+    claim_ = state.record.claim
+    if claim_ is not None and register.generation != claim_.expected:
+        claims.on_answer(state, now_ns, claim_, Answer(register.generation == claim_.new, register))
+
+
 _why_not = operator._why_not
 
 
@@ -241,6 +248,7 @@ _PATCHES: dict[Mutant, list[Patch]] = {
     Mutant.OLD_FLUSH: [(State, "flush", _same_number)],
     Mutant.CLAIM_TAKEN_UP: [(claims, "_granted", _taken_up)],
     Mutant.WALK_UNTRACKED: [(Tracker, "sent", _all_sent)],
+    Mutant.READING_BELIEVED: [(claims, "on_register", _believed)],
     Mutant.HANDOVER_FORGOTTEN: [(operator, "_why_not", _hand_forgotten)],
     Mutant.REPAIR_UNMARKED: [(Engine, "_compared", _not_repaired)],
 }

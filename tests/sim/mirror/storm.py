@@ -36,6 +36,8 @@ ROUNDS = 3
 STORM_STEPS = 260
 SETTLE_STEPS = 6000
 AIMED_STEPS = 1500
+LOOK = 8
+"""Steps from one look at the whole to the next."""
 
 Condition = Callable[[], bool]
 Script = Generator[Condition, None, None]
@@ -81,21 +83,29 @@ class History:
     def step(self) -> None:
         """One small thing happens."""
         world, rng = self.world, self.random
-        world.now_ns += int(rng.random() * 6 * MS)
         if self.script is not None:
             self._play()
         if self.faulty and rng.random() < self.faulty:
             self._fault()
         world.last = None
-        host = self.hosts[rng.random() < 0.5]
+        # One number decides who, what and how long: drawing is a good part of a step's price.
+        number = rng.random() * 2
+        draw = number % 1
+        host = self.hosts[number < 1]
         engine = host.engine
-        draw = rng.random()
+        world.now_ns += int((number * 64 % 1) * 6 * MS)
         if draw < 0.10:
             world.connect()
             world.arbitrate()
             world.time_out(host)
         elif engine is not None and not self._shell(host, draw):
             self._data_path(host, engine, draw)
+
+    def _counted_step(self) -> None:
+        self.step()
+        self.steps += 1
+        if self.steps % LOOK == 0:
+            self.served += LOOK * self.world.serving()
 
     def _shell(self, host: Host, draw: float) -> bool:
         """Commands, events and frames; False if nothing waited."""
@@ -112,9 +122,9 @@ class History:
             engine.step_resync()
         elif draw < 0.79 and engine.verifying is not None:
             engine.step_verify()
-        elif draw < 0.80:
+        elif 0.79 <= draw < 0.80:
             engine.step_background()
-        elif engine.accepting:
+        elif draw >= 0.5 and engine.accepting:
             self._application(host)
 
     def _application(self, host: Host) -> None:
@@ -231,9 +241,7 @@ class History:
         self.faulty = self.random.choice((0.015, 0.04, 0.08))
         self.world.busy = True
         for _ in range(STORM_STEPS):
-            self.step()
-            self.steps += 1
-            self.served += self.world.serving()
+            self._counted_step()
         self.faulty = 0.0
         self.script = None
 
@@ -242,9 +250,7 @@ class History:
         self.world.busy = True
         self.play(script)
         for _ in range(AIMED_STEPS):
-            self.step()
-            self.steps += 1
-            self.served += self.world.serving()
+            self._counted_step()
             if self.script is None:
                 break
         self.script = None
@@ -252,7 +258,7 @@ class History:
     def settle(self) -> None:
         """All is well again: somebody can serve, the copies become equal, and no operation hangs."""
         world = self.world
-        world.cut = world.lazy = world.hold_late = False
+        world.cut = world.lazy = world.hold_late = world.hold_readings = False
         for host in self.hosts:
             host.arbiter, host.stalled, host.slow = True, False, False
             world.power_on(host)
@@ -310,7 +316,7 @@ class History:
     def run(self, until: Condition, failure: str) -> None:
         """Let things happen until `until` holds."""
         for count in range(SETTLE_STEPS):
-            if count % 4 == 0 and until():
+            if count % LOOK == 0 and until():
                 return
             self.step()
         if not self._anybody_serves():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from farmd.mirror.acks import Gate, Mode
 from farmd.mirror.arbiter import Answer, Register, decide, decide_by_operator, followed
@@ -24,6 +25,7 @@ from tests.sim.mirror.ledger import Ledger, Violation
 from tests.sim.mirror.network import Frame, Session, Wire
 
 MS = 1_000_000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,9 @@ class World:
         """No checkpoint but those that somebody waits for."""
         self.hold_late = False
         """Nothing of earlier sessions arrives until its time has come."""
+        self.hold_readings = False
+        """What the arbiter says to those who only ask is under way for very long."""
+        self.held: list[tuple[Host, int, Event]] = []
         self.rotten = False
         """A block has changed by itself, and no verify has seen it yet."""
         self.last: tuple[Host, Command | FlushEnd] | None = None
@@ -239,18 +244,25 @@ class World:
 
     def arbitrate(self) -> None:
         if self.requests:
-            host, boot, request = self.requests.popleft()
+            host, boot, request = self._any_of(self.requests)
             event: Event
             if isinstance(request, Cas):
                 event = ClaimAnswered(request.claim, self._decided(host, request))
             else:
                 event = RegisterRead(host.register if self.operator else self.register)
-            if host.arbiter and self.random.random() < 0.9:
+            if self.hold_readings and isinstance(event, RegisterRead):
+                self.held.append((host, boot, event))
+            elif host.arbiter and self.random.random() < 0.9:
                 self.replies.append((host, boot, event))
-        if self.replies:
-            host, boot, event = self.replies.popleft()
+        if self.replies and self.random.random() < 0.7:
+            host, boot, event = self._any_of(self.replies)
             if host.boot == boot and host.core is not None:
                 host.tell(event)
+
+    def _any_of(self, waiting: deque[T]) -> T:
+        """Each question has a connection of its own, so any may come first."""
+        waiting.rotate(int(self.random.random() * len(waiting)))
+        return waiting.popleft()
 
     def _decided(self, host: Host, request: Cas) -> Answer:
         if self.operator:
