@@ -6,8 +6,9 @@ acknowledged at all is in the promoted copy, if that node did not lose its page 
 one node acknowledges without the other. After a resync both copies are equal. Some node can always be started once the
 nodes and the arbiter are there.
 
-**Assumptions.** What the shell reports as durable is durable. The arbiter's register is one and only rises. The stream
-keeps its order. Nothing is assumed of the network, of crashes, or of who suspects whom, rightly or not.
+**Assumptions.** What the shell reports as durable is durable. The arbiter's register is one and only rises. Messages
+keep their order, DONE stays behind the data, and none is taken for one of another connection. Nothing is assumed of the
+network, of crashes, or of who suspects whom, rightly or not.
 
 **Rules.**
 

@@ -239,7 +239,10 @@ class Engine:
             zone = work.left.pop()
             work.awaited += 1
             self.send(Frame("digest", self.next_seq(), self._read(zone, zone.full)))
-        elif not work.awaited and self.tracker.clean:
+        elif not work.awaited and self.repairing and not self.tracker.settled:
+            # What was repaired counts when it is durable: the rotten block was what a power loss would leave.
+            self.flush_both()
+        elif not work.awaited:
             self.verifying = None
             self.host.world.verified(work.differences)
             self.host.tell(VerifyEnded(self.session, work.differences))
