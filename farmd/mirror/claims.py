@@ -41,9 +41,13 @@ def send(state: State, now_ns: int) -> None:
     """Ask the arbiter, and again after a while if it does not answer."""
     if state.record.claim is not None:
         state.claim_at_ns = now_ns + state.settings.claim_retry_ns
-        wanted = state.phase in {Phase.CLAIMING, Phase.PRIMARY}
         # Whoever wants nothing now only reads: repeating the claim could take the register from a better copy.
-        state.out.append(Cas(state.record.claim, state.order is not None) if wanted else ReadRegister())
+        state.out.append(Cas(state.record.claim, state.order is not None) if _claims(state) else ReadRegister())
+
+
+def _claims(state: State) -> bool:
+    """Whether this node wants the register now."""
+    return state.phase in {Phase.CLAIMING, Phase.PRIMARY}
 
 
 def on_answer(state: State, now_ns: int, answered: Claim, answer: Answer) -> None:
@@ -63,9 +67,12 @@ def on_answer(state: State, now_ns: int, answered: Claim, answer: Answer) -> Non
 
 
 def on_register(state: State, now_ns: int, register: Register) -> None:
-    """What the arbiter holds settles a claim of an earlier incarnation, unless it was never executed."""
+    """What the arbiter holds settles a claim that nobody waits for any more, unless it was never executed.
+
+    Who claims gets an answer of its own. A reading may be older than the claim, and would deny what is granted.
+    """
     claim_ = state.record.claim
-    if claim_ is None or register.generation == claim_.expected:
+    if claim_ is None or register.generation == claim_.expected or _claims(state):
         return
     on_answer(state, now_ns, claim_, Answer(register.generation == claim_.new, register))
 
@@ -99,9 +106,12 @@ def _granted(state: State, now_ns: int, claim_: Claim) -> None:
         _go_on(state)
     elif state.phase is Phase.CLAIMING:
         _become_primary(state, now_ns, claim_)
-    else:
-        # An earlier incarnation's claim: our data is the mirror's, whether or not we are asked to serve it.
-        state.begin_generation(now_ns, claim_, Cause.PROMOTED)
+    elif claim_.forced:
+        # The administrator gave the other side up, whether or not we are asked to serve this one again.
+        state.begin_generation(now_ns, claim_, Cause.FORCED)
+    # Else a claim of an earlier incarnation, or one that came too late: nothing was done under it. It stays open until
+    # this node is asked to serve. Taking it up now would be a split brain, if the administrator has made the other node
+    # continue from where we left off.
 
 
 def _go_on(state: State) -> None:

@@ -59,7 +59,12 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Put a message into the stream, behind all that stands in it."""
+    """Send a message to the peer, behind all earlier ones of this connection; nothing if the connection is over.
+
+    Messages may travel beside the data, overtake it and be overtaken, with one exception: the peer's core is not told
+    of DONE before every frame that went out before it is applied there. What a resync sends in front of READY (see
+    `SendCover`) counts as a message.
+    """
 
     session: int
     message: Message
@@ -148,7 +153,11 @@ class ClearJournal:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Compare both copies while they are in use; with `repair`, send what differs. Event: VerifyEnded."""
+    """Compare both copies while they are in use. Event: VerifyEnded.
+
+    With `repair` send what differs, and tell the end when it is durable on both: until then a power loss brings back
+    what was wrong, and the copy that has it may be the one that serves.
+    """
 
     session: int
     repair: bool

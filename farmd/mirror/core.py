@@ -6,8 +6,9 @@ acknowledged at all is in the promoted copy, if that node did not lose its page 
 one node acknowledges without the other. After a resync both copies are equal. Some node can always be started once the
 nodes and the arbiter are there.
 
-**Assumptions.** What the shell reports as durable is durable. The arbiter's register is one and only rises. The stream
-keeps its order. Nothing is assumed of the network, of crashes, or of who suspects whom, rightly or not.
+**Assumptions.** What the shell reports as durable is durable. The arbiter's register is one and only rises. Messages
+keep their order, DONE stays behind the data, and none is taken for one of another connection. Nothing is assumed of the
+network, of crashes, or of who suspects whom, rightly or not.
 
 **Rules.**
 
@@ -107,13 +108,13 @@ class Node:
                     source.on_drained(state, now_ns)
             case Settled():
                 if event.session == state.session:
-                    operator.on_settled(state)
+                    operator.on_settled(state, now_ns)
             case Flushed() if event.number == state.flushes:
                 target.on_flushed(state)
                 operator.on_flushed(state)
             case Stopped():
                 operator.on_stopped(state)
-            case VerifyEnded():
+            case VerifyEnded() if event.session == state.session:
                 state.tell(News.VERIFIED, _verdict(event.differences), differences=event.differences)
             case LocalFailure():
                 self._on_failure(event.cause)
@@ -181,6 +182,7 @@ class Node:
     def _on_lost(self, now_ns: int) -> None:
         state = self._state
         state.session = state.theirs = state.said = None
+        state.handed = False
         state.deadline_ns = FAR_NS
         target.on_lost(state)
         if state.phase is Phase.PRIMARY:
@@ -192,6 +194,7 @@ class Node:
         state = self._state
         match message:
             case Hello():
+                operator.on_hello(state, message)
                 state.theirs = message
                 if state.link is Link.NONE:
                     # A target that says something new of itself still owes READY, or UPTODATE.

@@ -33,7 +33,7 @@ class PeerConnected:
 
 @dataclass(frozen=True, slots=True)
 class PeerSaid:
-    """A message was read from the stream; every frame before it is applied."""
+    """A message came over this connection, and over no earlier one; see `Say` for its order beside the data."""
 
     session: int
     message: Message

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two nodes of a mirror say to each other, in the same ordered stream as the data.
+"""What the two nodes of a mirror say to each other, over a connection of its own beside the data.
 
-The stream's order is part of the protocol: whatever was put into it before DONE has been applied when DONE is read.
-On the wire a message is JSON in a frame of its own; the engine carries it and does not look inside.
+Messages keep their order among themselves. Beside the data one thing is part of the protocol: whatever went out before
+DONE has been applied when DONE is read (see `farmd.mirror.commands.Say`). On the wire a message is JSON.
 """
 
 from __future__ import annotations

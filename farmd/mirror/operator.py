@@ -8,7 +8,7 @@ from farmd.mirror.acks import Gate
 from farmd.mirror.arbiter import Occasion
 from farmd.mirror.commands import Checkpoint, Disconnect, Halt, News, StopAccepting, StopReceiving, Verify
 from farmd.mirror.generation import BLANK
-from farmd.mirror.messages import Resigned
+from farmd.mirror.messages import Hello, Resigned
 from farmd.mirror.orders import Accept, Check, Demote, GiveUp, Order, Promote, Resync, Stop
 from farmd.mirror.state import FAR_NS, Link, Phase, State
 from farmd.model.errors import Refused
@@ -61,6 +61,8 @@ def _why_not(state: State, order: Promote) -> Refused | None:
         return None
     if theirs is not None and theirs.primary and not state.split:
         return refusals.peer_serves(state)
+    if state.handed and order.accept < Accept.STALE:
+        return refusals.handed_over(state)
     if state.split and order.accept < Accept.STALE:
         return refusals.split(state, "promote")
     if record.generation == BLANK:
@@ -124,13 +126,24 @@ def _make_durable(state: State) -> None:
         state.flush()
 
 
-def on_settled(state: State) -> None:
+def on_settled(state: State, now_ns: int) -> None:
     """Both copies are equal and durable: either may be promoted next."""
     if state.phase is not Phase.RESIGNING or state.link is not Link.SYNCED or state.ending is None:
         return
     handover = isinstance(state.ending, Demote) and state.ending.handover
     generation = state.record.generation
     _resigned(state, Resigned(generation, handover))
+    if handover and state.session is not None:
+        # Both may serve now: until the peer has spoken, nobody is asked but the peer.
+        state.handed = True
+        state.deadline_ns = now_ns + state.settings.answer_ns
+
+
+def on_hello(state: State, hello: Hello) -> None:
+    """The peer says how the handover went: it serves, or its claim has ended otherwise."""
+    gave_up = state.theirs is not None and state.theirs.claiming and not hello.claiming
+    if hello.primary or gave_up:
+        state.handed = False
 
 
 def on_flushed(state: State) -> None:

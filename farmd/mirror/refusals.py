@@ -60,6 +60,15 @@ def peer_serves(state: State) -> Refused:
     return Refused("promote", f"{state.peer_name} is primary", "Use swap: it hands over without losing anything.")
 
 
+def handed_over(state: State) -> Refused:
+    """The peer was told to take over and has not answered."""
+    return Refused(
+        "promote",
+        f"{state.peer_name} was told to take over, and is about to",
+        f"Wait a moment; if it does not, stop {state.peer_name} first, or accept the loss: --accept stale.",
+    )
+
+
 def not_handed_over(state: State) -> Refused:
     """The peer went while this node resigned."""
     return Refused(

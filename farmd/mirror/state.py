@@ -95,6 +95,8 @@ class State:
     theirs: Hello | None = None
     said: Hello | None = None
     split: bool = False
+    handed: bool = False
+    """The peer was told to take over in this connection, and has not said how that ended."""
     compare_next: bool = False
     """The administrator wants everything compared."""
     order: Promote | None = None

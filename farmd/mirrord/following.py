@@ -160,6 +160,10 @@ class Following:
             engine = await self._take_engine()
             if self._engine is not None:
                 await self._engine.end()
+            if not self.receiving:  # stopped meanwhile: nothing may touch the disk any more
+                sock.close()
+                await engine.end()
+                return
             self._engine = engine
             engine.on_event = lambda event: self._on_event(engine, event)
             order: dict[str, Any] = {"backing": path_of(self._root), "session": message["token"]}

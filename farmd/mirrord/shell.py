@@ -175,13 +175,15 @@ class Shell:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(wait_s, 3600.0)):
                     event = await self._queue.get()
-        if isinstance(event, on.PeerLost) and event.session == self.session:
+        if isinstance(event, on.PeerLost):
+            # Also when the next connection is here already: the core has not heard of that one, and nothing uses it.
             await self._peer_is_lost()
         now_ns = _now_ns()
         for command in self.node.handle(now_ns, event) if event else self.node.tick(now_ns):
             _log.debug("%s", command)
-            await self._carry_out(command)
-        if isinstance(event, on.PeerLost) and event.session == self.session:
+            if getattr(command, "session", self.session) == self.session:  # else its connection is over
+                await self._carry_out(command)
+        if isinstance(event, on.PeerLost):
             await self.serving.unpaired()
 
     async def _peer_is_lost(self) -> None:
@@ -329,17 +331,19 @@ class Shell:
         self.session += 1
         self.control, session = control, self.session
         self._queue.put_nowait(on.PeerConnected(session))
-        why = await control.listen(self._on_message)
+        why = await control.listen(lambda message: self._on_message(control, session, message))
         if self.control is control:
             self._lose(why)
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, control: Control, session: int, message: Message) -> None:
+        if control is not self.control:
+            return  # what was left in the buffers of a connection that is over
         if "core" in message:
             self.peer.trouble = ""
             said = decode(json.dumps(message["core"]).encode())
             if isinstance(said, Hello):
                 self.peer_hello = said
-            self._queue.put_nowait(on.PeerSaid(self.session, said))
+            self._queue.put_nowait(on.PeerSaid(session, said))
             return
         match message["shell"]:
             case "announce":

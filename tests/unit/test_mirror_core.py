@@ -14,6 +14,7 @@ from farmd.mirror.commands import (
     Cas,
     ClearJournal,
     Command,
+    Disconnect,
     Flush,
     Inherit,
     OrderDone,
@@ -25,6 +26,8 @@ from farmd.mirror.commands import (
     StartAccepting,
     StopAccepting,
     StopReceiving,
+    Tell,
+    Verify,
 )
 from farmd.mirror.core import Node
 from farmd.mirror.events import (
@@ -37,11 +40,14 @@ from farmd.mirror.events import (
     Recovered,
     RegisterRead,
     ResyncDrained,
+    Settled,
+    Stopped,
+    VerifyEnded,
 )
 from farmd.mirror.generation import BLANK, Cause, Era, Generation, Relation, relation
 from farmd.mirror.meeting import Meeting, meet
-from farmd.mirror.messages import Done, Enter, Hello, Plan, Ready, UpToDate
-from farmd.mirror.orders import Accept, Demote, GiveUp, Promote
+from farmd.mirror.messages import Done, Enter, Hello, Plan, Ready, Resigned, UpToDate
+from farmd.mirror.orders import Accept, Check, Demote, GiveUp, Promote
 from farmd.mirror.record import Record
 from farmd.mirror.state import Link, Phase, Settings
 from farmd.model.nodes import NodeId
@@ -180,8 +186,30 @@ def test_a_claim_of_an_earlier_life_is_asked_about_and_never_repeated_unasked() 
     open_claim = node.record.claim
     assert open_claim == claim, "it may still be under way"
     node.handle(0, RegisterRead(Register(G2, ONE, 2)))
-    assert (node.record.generation, node.phase) == (G2, Phase.WAITING)
-    assert node.record.claim is None
+    assert (node.record.generation, node.record.claim) == (G1, claim), "nothing was done under it"
+    assert Cas(claim, True) in node.handle(0, Ordered(Promote()))
+    node.handle(0, ClaimAnswered(claim, Answer(True, Register(G2, ONE, 2))))
+    assert (node.record.generation, node.phase) == (G2, Phase.PRIMARY)
+
+
+def test_a_claim_that_nothing_was_done_under_gives_way_to_the_administrators_choice() -> None:
+    """History 149 of the model: the primary died between its own register and its record; the other was promoted."""
+    node = Node(SETTINGS, replace(RECORD, claim=Claim(G1, G2, Occasion.ALONE)), lambda: 5)
+    node.handle(0, Recovered(True))
+    node.handle(0, RegisterRead(Register(G2, ONE, 2)))
+    node.handle(0, PeerConnected(1))
+    theirs = replace(PEER, generation=OTHER, history=(_era(G1), _era(OTHER, TWO)), primary=True)
+    commands = node.handle(0, PeerSaid(1, theirs))
+    assert (node.record.claim, node.status().split) == (None, False)
+    assert Say(1, Ready()) in commands + node.handle(0, PeerSaid(1, Enter(OTHER, Plan.LOG, G1)))
+
+
+def test_a_late_reading_of_the_register_denies_nobody() -> None:
+    """The model's aim `late_reading`: the claim was forgotten and then granted, and no node could be started."""
+    node = _synced()
+    claim = _claim(node.handle(0, PeerLost(1, "cut")))
+    node.handle(0, RegisterRead(Register(BLANK, TWO, 0)))
+    assert (node.phase, node.record.claim) == (Phase.PRIMARY, claim)
 
 
 # ---- losing the peer ----
@@ -286,6 +314,8 @@ def test_a_peer_that_owes_an_answer_is_disconnected() -> None:
     node.handle(0, PeerConnected(1))
     node.handle(0, PeerSaid(1, PEER))
     assert node.link is Link.ENTERING
+    # One that has ignored ENTER, because it is being promoted itself, still owes READY.
+    node.handle(0, PeerSaid(1, replace(PEER, claiming=True)))
 
     assert [type(each).__name__ for each in node.tick(SETTINGS.answer_ns)] == ["Disconnect"]
 
@@ -321,6 +351,44 @@ def test_a_handover_that_lost_its_peer_says_so() -> None:
 
 
 # ---- pure decisions ----
+
+
+def _handing_over() -> Node:
+    node = _synced()
+    node.handle(0, PeerSaid(1, UpToDate(node.record.generation)))
+    node.handle(0, Ordered(Demote(handover=True)))
+    node.handle(0, Stopped())
+    assert Say(1, Resigned(node.record.generation, True)) in node.handle(0, Settled(1))
+    return node
+
+
+def test_who_hands_over_is_not_promoted_before_the_peer_has_spoken() -> None:
+    """The model's aim `second_thoughts`: with the operator's arbiter both would have served."""
+    node = _handing_over()
+    order = Promote()
+    assert isinstance(node.handle(0, Ordered(order))[0], OrderRefused)
+
+    claiming = replace(PEER, generation=node.record.generation, history=node.record.history, claiming=True)
+    node.handle(0, PeerSaid(1, claiming))
+    assert isinstance(node.handle(0, Ordered(order))[0], OrderRefused)
+    node.handle(0, PeerSaid(1, replace(claiming, claiming=False)))
+    assert Cas in _kinds(node.handle(0, Ordered(order)))
+
+
+def test_a_handover_that_nobody_answers_ends_the_connection_and_the_wait() -> None:
+    node = _handing_over()
+    due = node.next_wakeup_ns()
+    assert Disconnect in _kinds(node.tick(due))
+    node.handle(due, PeerLost(1, "silent"))
+    assert Cas in _kinds(node.handle(due, Ordered(Promote())))
+
+
+def test_a_comparison_of_an_earlier_connection_says_nothing() -> None:
+    node = _synced()
+    node.handle(0, PeerSaid(1, UpToDate(node.record.generation)))
+    assert Verify(1, True) in node.handle(0, Ordered(Check(repair=True)))
+    assert Tell not in _kinds(node.handle(0, VerifyEnded(0, 3)))
+    assert Tell in _kinds(node.handle(0, VerifyEnded(1, 3)))
 
 
 def test_histories_tell_who_continues_whom() -> None:

@@ -4,17 +4,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from farmd.mirror.arbiter import Claim, Occasion, Register
+from farmd.mirror.commands import Disconnect, Say
+from farmd.mirror.core import Node
+from farmd.mirror.events import PeerSaid
 from farmd.mirror.generation import Generation
+from farmd.mirror.messages import Ready, encode
 from farmd.mirror.record import SLOT_BYTES, Record
 from farmd.mirrord import disk, fingerprint
 from farmd.mirrord.arbiters import FileArbiter, OperatorArbiter
 from farmd.mirrord.keys import make
+from farmd.mirrord.shell import Shell
+from farmd.mirrord.wire import Control, Peer
 from farmd.mirrord.witness import Witness
 from farmd.model.errors import BadRequest, FarmError, NotFound, Refused
 from farmd.model.mirrorfile import MirrorConfig, check, load, save
@@ -97,6 +106,39 @@ def test_a_witness_keeps_what_it_granted_and_refuses_what_is_no_question(tmp_pat
     for wrong in ("../../x", "", 5):
         with pytest.raises(ValueError, match="identity"):
             Witness(tmp_path).answer(question | {"mirror": wrong})
+
+
+def test_nothing_of_one_connection_is_taken_for_a_part_of_the_next(tmp_path: Path) -> None:
+    """The model's mutant `LATE_MESSAGES`: a late DONE made a half-synced copy look whole."""
+    shell = Shell(_config(), tmp_path)
+    old, new = _Connection(), _Connection()
+    shell.control, shell.session, shell.peer = cast(Control, new), 2, cast(Peer, SimpleNamespace(trouble=""))
+    message = {"core": json.loads(encode(Ready()))}
+
+    shell._on_message(cast(Control, old), 1, message)
+    assert shell._queue.empty()
+    shell._on_message(cast(Control, new), 2, message)
+    assert shell._queue.get_nowait() == PeerSaid(2, Ready())
+
+    commands = [Say(1, Ready()), Disconnect(1, "the peer owes an answer"), Say(2, Ready())]
+    shell.node = cast(Node, SimpleNamespace(tick=lambda now_ns: commands))
+    shell._first = True
+    asyncio.run(shell._step())
+    assert (new.said, new.closed) == ([message], False)
+
+
+class _Connection:
+    """A control connection that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.closed = False
+
+    def say(self, message: object) -> None:
+        self.said.append(message)
+
+    def close(self, why: str) -> None:
+        self.closed = True
 
 
 def test_a_fingerprint_sees_every_kind_of_change_and_never_leaves_the_directory(tmp_path: Path) -> None:

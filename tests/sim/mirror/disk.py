@@ -42,6 +42,23 @@ class Disk:
             if self._since.pop(cell, None):
                 self._durable[cell] = self.content[cell]
 
+    def begin_sync(self) -> dict[Cell, int]:
+        """What a sync that begins now will have made durable when it ends."""
+        return {cell: versions[-1] for cell, versions in self._since.items() if versions}
+
+    def end_sync(self, begun: dict[Cell, int]) -> None:
+        """What was written meanwhile is not covered."""
+        for cell, version in begun.items():
+            versions = self._since.get(cell, [])
+            if version in versions:
+                self._durable[cell] = version
+                self._since[cell] = versions[versions.index(version) + 1 :]
+
+    def rot(self, cell: Cell) -> None:
+        """A block changes by itself."""
+        self._since.pop(cell, None)
+        self.content[cell] = self._durable[cell] = 0
+
     def power_loss(self, rng: random.Random) -> None:
         for cell, versions in self._since.items():
             kept = rng.randint(0, len(versions))
@@ -64,6 +81,11 @@ class RecordFile:
         if self._real:
             self._put(encode_slot(record, self._counter + 1))
             self._counter += 1
+
+    @property
+    def content(self) -> Record | None:
+        """What is durable, for those who know everything."""
+        return self._record
 
     def tear(self, record: Record, rng: random.Random) -> None:
         """A write that a crash interrupted."""

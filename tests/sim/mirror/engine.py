@@ -12,28 +12,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from farmd.mirror.acks import Gate, Standing, may_return
-from farmd.mirror.events import ResyncDrained, Settled, Stopped
-from farmd.mirror.messages import Message
+from farmd.mirror.events import ResyncDrained, Settled, Stopped, VerifyEnded
+from farmd.mirror.messages import Done, Message
 from farmd.mirror.receiving import Unflushed
 from farmd.mirror.tracking import Admission, Limits, Tracker
-from farmd.mirror.zones import Line, Zone
+from farmd.mirror.zones import Line, Mark, Zone
 from tests.sim.mirror.disk import CELLS, HANDLES, Cell
+from tests.sim.mirror.network import Frame, Wire
 
 if TYPE_CHECKING:
     from tests.sim.mirror.world import Host
 
 LIMITS = Limits(hot_zones=3, max_zones=64)
-
-
-@dataclass(slots=True)
-class Frame:
-    """One frame of the stream. `seq` 0: an answer."""
-
-    kind: str
-    seq: int = 0
-    cells: dict[Cell, int] = field(default_factory=dict)
-    message: Message | None = None
-    lines: list[Line] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +36,16 @@ class Op:
     done_here: bool = False
     needs: int | None = None
     """The frame that the peer must have applied, or have durable; None: nothing of it is in the stream."""
+
+
+@dataclass(slots=True, eq=False)
+class Verifying:
+    """A comparison under way: digests stand in the stream between the writes, so what differs, differs."""
+
+    repair: bool
+    left: list[Zone]
+    awaited: int = 0
+    differences: int = 0
 
 
 def touches(cells: Iterable[Cell]) -> dict[Zone, int]:
@@ -69,14 +69,17 @@ class Engine:
         self.session: int | None = None
         self.forwarding = self.receiving = False
         self.seq = 0
+        self.sent = 0
+        self.received = 0
         self.applied = 0
         self.durable: set[int] = set()
         self.ops: list[Op] = []
         self.batches: deque[list[Line]] = deque()
-        self.reported = False
+        self.reported = self.repairing = False
         self.checkpoint = 0
         self.closing_checkpoint = False
         self.copy: tuple[Zone, int, dict[Cell, int]] | None = None
+        self.verifying: Verifying | None = None
 
     # ---- the application ----
 
@@ -168,7 +171,18 @@ class Engine:
 
     def send(self, frame: Frame) -> None:
         if self.session is not None:
+            if frame.wire is Wire.STREAM:
+                self.sent = frame.seq
             self.host.world.transmit(self.host, self.session, frame)
+
+    def say(self, message: Message) -> None:
+        """A message may overtake frames; DONE is held back over there until those in front of it are applied."""
+        after = self.sent if isinstance(message, Done) else 0
+        self.send(Frame("message", message=message, after=after))
+
+    def _answer(self, kind: str, seq: int, cells: dict[Cell, int] | None = None) -> None:
+        if self.session is not None:
+            self.host.world.transmit(self.host, self.session, Frame(kind, seq, cells or {}))
 
     def step_resync(self) -> None:
         """Send one zone, or one file of the walk: read, send and mark under the lock of its writers."""
@@ -192,7 +206,8 @@ class Engine:
         if self.copy is not None:
             zone, mask, content = self.copy
             self.copy = None
-        self.send(Frame("zone", self.next_seq(), content))
+        # A repair overwrites a whole copy with what it should be.
+        self.send(Frame("write" if self.repairing else "zone", self.next_seq(), content))
         self.tracker.sent(self.seq, zone, mask)
 
     def _read(self, zone: Zone, mask: int) -> dict[Cell, int]:
@@ -209,6 +224,46 @@ class Engine:
                 self.tracker.sent(self.seq, zone, mask)
         self.tracker.compared(self.seq, handle if handle != HANDLES[-1] else None)
 
+    # ---- verify ----
+
+    def verify(self, *, repair: bool) -> None:
+        if self.verifying is None:
+            self.verifying = Verifying(repair, sorted({zone for zone, _ in CELLS}, reverse=True))
+
+    def step_verify(self) -> None:
+        """Ask about one zone; at the end, and when what differed is sent, tell."""
+        work = self.verifying
+        if work is None or self.session is None or not self.forwarding:
+            return
+        if work.left:
+            zone = work.left.pop()
+            work.awaited += 1
+            self.send(Frame("digest", self.next_seq(), self._read(zone, zone.full)))
+        elif not work.awaited and self.repairing and not self.tracker.settled:
+            # What was repaired counts when it is durable: the rotten block was what a power loss would leave.
+            self.flush_both()
+        elif not work.awaited:
+            self.verifying = None
+            self.host.world.verified(work.differences)
+            self.host.tell(VerifyEnded(self.session, work.differences))
+
+    def _compared(self, frame: Frame) -> None:
+        work = self.verifying
+        assert work is not None
+        work.awaited -= 1
+        work.differences += len(frame.cells)
+        if work.repair and frame.cells:
+            self.tracker.suspect([Mark(zone, mask, False) for zone, mask in touches(frame.cells).items()])
+            self.queue_lines()
+            self.reported, self.repairing = False, True
+
+    # ---- checkpoints ----
+
+    def step_background(self) -> None:
+        """A checkpoint now and then."""
+        if not self.host.world.lazy:
+            self.flush_both()
+
     def flush_both(self) -> None:
         """A checkpoint, if none is under way; alone, only the journal is tidied."""
         if self.forwarding and not self.checkpoint:
@@ -221,7 +276,7 @@ class Engine:
 
     def connected(self, session: int) -> None:
         self.session = session
-        self.applied = 0
+        self.sent = self.received = self.applied = 0
         self.durable.clear()
 
     def lost(self) -> None:
@@ -230,8 +285,8 @@ class Engine:
         self._stop_forwarding()
 
     def _stop_forwarding(self) -> None:
-        self.forwarding = self.reported = self.closing_checkpoint = False
-        self.checkpoint, self.copy = 0, None
+        self.forwarding = self.reported = self.repairing = self.closing_checkpoint = False
+        self.checkpoint, self.copy, self.verifying = 0, None, None
         self.tracker.peer_lost()
         for op in self.ops:
             op.needs = None
@@ -239,18 +294,10 @@ class Engine:
     # ---- frames ----
 
     def receive(self, frame: Frame) -> None:
-        if frame.kind in {"write", "zone"} and self.receiving:
-            for cell, version in frame.cells.items():
-                self.disk.write(cell, version)
-            self.unflushed.received(frame.seq, touches(frame.cells))
-            self.send(Frame("applied", cells={}, lines=[], seq=frame.seq))
-        elif frame.kind == "sync" and self.receiving:
-            self.disk.sync(frame.cells)
-            self.send(Frame("durable", frame.seq))
-        elif frame.kind == "flush" and self.receiving:
-            self.host.world.flush_peer(self.disk)
-            self.unflushed.flushed(frame.seq)
-            self.send(Frame("flushed", frame.seq))
+        if frame.kind in {"write", "zone", "sync", "flush", "digest"}:
+            if self.receiving:
+                self._apply(frame)
+                self.received = frame.seq
         elif frame.kind == "applied":
             self.applied = max(self.applied, frame.seq)
         elif frame.kind == "durable":
@@ -258,14 +305,38 @@ class Engine:
             self.applied = max(self.applied, frame.seq)
         elif frame.kind == "flushed" and frame.seq == self.checkpoint:
             self._flushed(frame.seq)
+        elif frame.kind == "compared" and self.verifying is not None:
+            self._compared(frame)
         elif frame.kind == "cover":
             self.tracker.suspect(frame.lines)
             self.queue_lines()
+
+    def _apply(self, frame: Frame) -> None:
+        """The secondary's part."""
+        match frame.kind:
+            case "sync":
+                self.disk.sync(frame.cells)
+                self._answer("durable", frame.seq)
+            case "flush":
+                self.host.world.flush_peer(self.disk)
+                self.unflushed.flushed(frame.seq)
+                self._answer("flushed", frame.seq)
+            case "digest":
+                differ = {cell: 1 for cell, version in frame.cells.items() if self.disk.content[cell] != version}
+                self._answer("compared", frame.seq, differ)
+            case _:
+                if frame.kind == "zone":
+                    self.host.half_synced = True
+                for cell, version in frame.cells.items():
+                    self.disk.write(cell, version)
+                self.unflushed.received(frame.seq, touches(frame.cells))
+                self._answer("applied", frame.seq)
 
     def _flushed(self, seq: int) -> None:
         self.checkpoint = 0
         self.applied = max(self.applied, seq)
         self.tracker.settle(seq)
+        self.tracker.check()
         self.queue_lines()
         if self.closing_checkpoint and self.session is not None:
             if self.tracker.settled:

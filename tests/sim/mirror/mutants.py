@@ -8,21 +8,26 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any
 
-from farmd.mirror import claims, source, target
+from farmd.mirror import claims, operator, source, target
 from farmd.mirror.acks import Gate, Mode, Standing
 from farmd.mirror.arbiter import Answer, Claim, Occasion, Register
-from farmd.mirror.commands import ClearJournal
-from farmd.mirror.generation import Generation
-from farmd.mirror.messages import Done, Enter
+from farmd.mirror.commands import ClearJournal, Flush, Persist, SendCover
+from farmd.mirror.events import PeerSaid
+from farmd.mirror.generation import Cause, Generation
+from farmd.mirror.messages import Done, Enter, Message
+from farmd.mirror.orders import Promote
 from farmd.mirror.receiving import Unflushed
-from farmd.mirror.state import Link, State
+from farmd.mirror.state import Link, Phase, State
 from farmd.mirror.tracking import Admission, Tracker
 from farmd.mirror.zones import Line, Mark, Zone
+from farmd.model.errors import Refused
 from farmd.model.nodes import NodeId
 from tests.sim.mirror import engine as engine_module
 from tests.sim.mirror import world as world_module
 from tests.sim.mirror.disk import Disk
-from tests.sim.mirror.world import World
+from tests.sim.mirror.engine import Engine
+from tests.sim.mirror.network import Frame
+from tests.sim.mirror.world import Host, World
 from tests.sim.patching import Patch, patched
 
 
@@ -44,6 +49,15 @@ class Mutant(StrEnum):
     BITMAP_FORGETS = "a lost peer's unsettled blocks are not sent again"
     ANY_BASE = "a journal is taken for valid against any generation (rule 9)"
     SYNC_NOT_AWAITED = "a sync returns before it is durable on both disks"
+    OVERWRITTEN_FIRST = "a target is overwritten before its record says so (rule 5)"
+    DONE_OVERTAKES = "DONE overtakes the data (rule 6)"
+    LATE_MESSAGES = "a message of an earlier session counts"
+    OLD_FLUSH = "a flush of an earlier connection counts (rule 6)"
+    CLAIM_TAKEN_UP = "an unused claim is taken up by a node that nobody asks to serve (rule 8)"
+    WALK_UNTRACKED = "blocks of the walk settle without a line of their own"
+    READING_BELIEVED = "a late reading of the register denies a claim under way (rule 8)"
+    HANDOVER_FORGOTTEN = "who hands over may be promoted before the peer has spoken"
+    REPAIR_UNMARKED = "verify does not mark what it found"
 
 
 def _always(register: Register, claim: Claim, node: NodeId) -> Answer:
@@ -115,9 +129,18 @@ _on_enter = target.on_enter
 def _cleared_first(state: State, message: Enter) -> None:
     before = len(state.out)
     _on_enter(state, message)
-    if len(state.out) > before:
-        # Its own cover is handed over all the same, once.
-        state.out.insert(len(state.out) - 1, ClearJournal())
+    for place, command in enumerate(state.out[before:], before):
+        if isinstance(command, SendCover):
+            # Its own cover is handed over all the same, once.
+            state.out.insert(place + 1, ClearJournal())
+            return
+
+
+def _record_last(state: State, message: Enter) -> None:
+    before = len(state.out)
+    _on_enter(state, message)
+    # A stable sort: all the rest in its order, then the record.
+    state.out[before:] = sorted(state.out[before:], key=lambda command: isinstance(command, Persist))
 
 
 def _no_flush(self: World, disk: Disk) -> None:
@@ -150,6 +173,55 @@ def _sync_like_a_write(mode: Mode, gate: Gate, op: Standing, *, lag_ok: bool = T
     return gate is Gate.ALONE or op.enqueued
 
 
+def _say_at_once(self: Engine, message: Message) -> None:
+    self.send(Frame("message", message=message))
+
+
+def _of_this_session(self: World, host: Host, number: int, message: Message) -> PeerSaid:
+    return PeerSaid(self.sessions, message)
+
+
+def _same_number(self: State) -> None:
+    self.flushes = 1
+    self.out.append(Flush(1))
+
+
+_granted = claims._granted
+
+
+def _taken_up(state: State, now_ns: int, claim: Claim) -> None:
+    _granted(state, now_ns, claim)
+    if state.phase not in {Phase.PRIMARY, Phase.CLAIMING} and not claim.forced:
+        state.begin_generation(now_ns, claim, Cause.PROMOTED)
+
+
+def _all_sent(self: Tracker, seq: int, zone: Zone, mask: int) -> None:
+    entry = self._entry(zone)
+    entry.unsent &= ~mask
+    entry.unsettled |= mask
+    entry.seq = max(entry.seq, seq)
+
+
+def _not_repaired(self: Engine, frame: Frame) -> None:
+    assert self.verifying is not None
+    self.verifying.awaited -= 1
+    self.verifying.differences += len(frame.cells)
+
+
+def _believed(state: State, now_ns: int, register: Register) -> None:
+    claim_ = state.record.claim
+    if claim_ is not None and register.generation != claim_.expected:
+        claims.on_answer(state, now_ns, claim_, Answer(register.generation == claim_.new, register))
+
+
+_why_not = operator._why_not
+
+
+def _hand_forgotten(state: State, order: Promote) -> Refused | None:
+    state.handed = False
+    return _why_not(state, order)
+
+
 _PATCHES: dict[Mutant, list[Patch]] = {
     Mutant.NO_ARBITER: [(world_module, "decide", _always)],
     Mutant.ACK_BEFORE_SWITCH: [(source, "on_drained", _done_first)],
@@ -170,6 +242,15 @@ _PATCHES: dict[Mutant, list[Patch]] = {
     Mutant.BITMAP_FORGETS: [(Tracker, "peer_lost", _forget_unsettled)],
     Mutant.ANY_BASE: [(source, "lead", _any_base)],
     Mutant.SYNC_NOT_AWAITED: [(engine_module, "may_return", _sync_like_a_write)],
+    Mutant.OVERWRITTEN_FIRST: [(target, "on_enter", _record_last)],
+    Mutant.DONE_OVERTAKES: [(Engine, "say", _say_at_once)],
+    Mutant.LATE_MESSAGES: [(World, "late_message", _of_this_session)],
+    Mutant.OLD_FLUSH: [(State, "flush", _same_number)],
+    Mutant.CLAIM_TAKEN_UP: [(claims, "_granted", _taken_up)],
+    Mutant.WALK_UNTRACKED: [(Tracker, "sent", _all_sent)],
+    Mutant.READING_BELIEVED: [(claims, "on_register", _believed)],
+    Mutant.HANDOVER_FORGOTTEN: [(operator, "_why_not", _hand_forgotten)],
+    Mutant.REPAIR_UNMARKED: [(Engine, "_compared", _not_repaired)],
 }
 
 

@@ -1,78 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes, an arbiter and a network. One call of `step` lets one small thing happen, drawn at random."""
+"""Two nodes, an arbiter and a network: everything that can happen, one small thing a call. `storm` draws which."""
 
 from __future__ import annotations
 
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from farmd.mirror.acks import Gate, Mode
-from farmd.mirror.arbiter import Register, decide
-from farmd.mirror.commands import (
-    Cas,
-    Checkpoint,
-    ClearJournal,
-    Command,
-    CompareAll,
-    Connect,
-    Disconnect,
-    Flush,
-    Halt,
-    Inherit,
-    OrderDone,
-    OrderRefused,
-    Persist,
-    ReadRegister,
-    Recover,
-    Say,
-    SendCover,
-    SetGate,
-    StartAccepting,
-    StartReceiving,
-    StartResync,
-    StopAccepting,
-    StopReceiving,
-    Tell,
-)
+from farmd.mirror.arbiter import Answer, Register, decide, decide_by_operator, followed
+from farmd.mirror.commands import Cas, Command, OrderDone, OrderRefused, Persist, ReadRegister
 from farmd.mirror.core import Node
-from farmd.mirror.events import (
-    ClaimAnswered,
-    Event,
-    Flushed,
-    Ordered,
-    PeerConnected,
-    PeerLost,
-    PeerSaid,
-    Recovered,
-    RegisterRead,
-)
-from farmd.mirror.orders import Order
-from farmd.mirror.state import Settings
-from farmd.mirror.tracking import Tracker
-from farmd.mirror.zones import Cover
+from farmd.mirror.events import ClaimAnswered, Event, Ordered, PeerConnected, PeerLost, PeerSaid, RegisterRead
+from farmd.mirror.generation import Relation, relation
+from farmd.mirror.messages import Message
+from farmd.mirror.orders import Order, Promote
+from farmd.mirror.record import Record
+from farmd.mirror.state import Phase, Settings
 from farmd.model.nodes import NodeId
-from tests.sim.mirror.disk import MIRROR, Disk, JournalFile, RecordFile
-from tests.sim.mirror.engine import LIMITS, Engine, Frame, Op
+from tests.sim.mirror.disk import MIRROR, Cell, Disk, JournalFile, RecordFile
+from tests.sim.mirror.engine import Engine, Op
 from tests.sim.mirror.ledger import Ledger, Violation
+from tests.sim.mirror.network import Frame, Session, Wire
 
 MS = 1_000_000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class FlushEnd:
-    """The moment in which a Flush is through."""
+    """The moment in which a Flush is through; it covers what its disk showed when it began."""
 
     number: int
-
-
-@dataclass(slots=True, eq=False)
-class Session:
-    """One connection: a queue for each direction, and whether what is sent there still arrives."""
-
-    number: int
-    queues: dict[NodeId, deque[Frame]]
-    arrives: dict[NodeId, bool]
+    begun: dict[Cell, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -92,18 +53,38 @@ class Host:
     connects: bool = False
     arbiter: bool = True
     """Whether the arbiter can be reached."""
+    stalled: bool = False
+    """The shell gets no processor; the data path and the network go on."""
+    slow: bool = False
+    """No flush ends."""
+    half_synced: bool = False
+    """A resync has begun to overwrite this copy, and its record did not call it whole since."""
+    register: Register = field(default_factory=Register)
+    """This node's own copy, where the operator is the arbiter."""
+    late: deque[tuple[int, Message]] = field(default_factory=deque)
+    """Messages of earlier sessions that were not delivered."""
     answers: list[OrderDone | OrderRefused] = field(default_factory=list)
 
     def tell(self, event: Event) -> None:
         self.inbox.append(event)
 
+    @property
+    def phase(self) -> Phase:
+        """What the core is; STOPPED while the node is down."""
+        return self.core.phase if self.core is not None else Phase.STOPPED
+
+    @property
+    def serves(self) -> bool:
+        """Applications are in."""
+        return self.engine is not None and self.engine.accepting
+
 
 class World:
     """The whole of a history. `now_ns` moves on with every step."""
 
-    def __init__(self, seed: int, mode: Mode, *, real_files: bool, sync_share: float) -> None:
+    def __init__(self, seed: int, mode: Mode, *, real_files: bool, sync_share: float, operator: bool) -> None:
         self.random = rng = random.Random(f"mirror {seed}")
-        self.mode, self.sync_share = mode, sync_share
+        self.mode, self.sync_share, self.operator = mode, sync_share, operator
         self.now_ns = 0
         self.ledger = Ledger()
         self.register = Register()
@@ -125,8 +106,20 @@ class World:
             for number in (1, 2)
         }
         self.busy = True
+        """Applications begin new operations."""
+        self.lazy = False
+        """No checkpoint but those that somebody waits for."""
+        self.hold_late = False
+        """Nothing of earlier sessions arrives until its time has come."""
+        self.hold_readings = False
+        """What the arbiter says to those who only ask is under way for very long."""
+        self.held: list[tuple[Host, int, Event]] = []
+        self.rotten = False
+        """A block has changed by itself, and no verify has seen it yet."""
+        self.last: tuple[Host, Command | FlushEnd] | None = None
+        """The command that a shell has just executed, for faults at exactly that moment."""
         self.counts: dict[str, int] = dict.fromkeys(
-            ("acknowledged", "alone", "promotions", "resyncs", "compared", "refused", "crashes"), 0
+            ("acknowledged", "alone", "promotions", "resyncs", "compared", "refused", "crashes", "verified", "late"), 0
         )
 
     # ---- machines ----
@@ -163,9 +156,10 @@ class World:
     def switch_off(self, host: Host) -> None:
         self._hang_up(host)
         host.core = host.engine = None
-        host.connects = False
+        host.connects = host.stalled = host.slow = False
         host.commands.clear()
         host.inbox.clear()
+        host.late.clear()
 
     # ---- network ----
 
@@ -174,28 +168,27 @@ class World:
         both_free = one.engine and two.engine and one.engine.session is None and two.engine.session is None
         if both_free and not self.cut and one.connects and two.connects:
             self.sessions += 1
-            names = (one.me, two.me)
-            self.session = Session(self.sessions, {name: deque() for name in names}, dict.fromkeys(names, True))
+            self.session = Session(self.sessions, (one.me, two.me))
             for host in (one, two):
                 assert host.engine is not None
                 host.engine.connected(self.sessions)
                 host.tell(PeerConnected(self.sessions))
 
     def transmit(self, host: Host, number: int, frame: Frame) -> None:
-        to, session = self.other(host).me, self.session
-        if session is not None and session.number == number and session.arrives[to]:
-            session.queues[to].append(frame)
+        session = self.session
+        if session is not None and session.number == number:
+            way = session.ways[self.other(host).me][frame.wire]
+            if way.arrives:
+                way.queue.append(frame)
 
-    def break_off(self, to: NodeId) -> None:
-        """What is under way to this node is lost from some frame on."""
+    def break_off(self, to: NodeId, wires: tuple[Wire, ...] = tuple(Wire), keep: float = 0.5) -> None:
+        """What is under way to this node over these connections is lost from some frame on."""
         if self.session is not None:
-            self.session.arrives[to] = False
-            queue = self.session.queues[to]
-            while queue and self.random.random() < 0.5:
-                queue.pop()
+            for wire in wires:
+                self.session.ways[to][wire].cut(self.random, keep)
 
     def notice(self, host: Host) -> None:
-        """This node gives the connection up, rightly or not."""
+        """This node gives the session up, rightly or not."""
         engine = host.engine
         if engine is not None and engine.session is not None:
             number = engine.session
@@ -209,156 +202,104 @@ class World:
         session, engine = self.session, host.engine
         if session is None or engine is None or engine.session is None:
             return
-        stale = engine.session != session.number or not all(session.arrives.values())
-        if stale and self.random.random() < 0.2:
+        if (engine.session != session.number or not session.whole) and self.random.random() < 0.2:
             self.notice(host)
 
     def _hang_up(self, host: Host) -> None:
-        if self.session is not None and host.engine is not None and host.engine.session == self.session.number:
-            self.session.queues[host.me].clear()
-            self.session.arrives[host.me] = False
+        session = self.session
+        if session is not None and host.engine is not None and host.engine.session == session.number:
+            for way in session.ways[host.me]:
+                host.late.extend((session.number, each.message) for each in way.queue if each.message is not None)
+                way.queue.clear()
+                way.arrives = False
             self.break_off(self.other(host).me)
 
     def deliver(self, host: Host) -> bool:
-        engine, session = host.engine, self.session
-        if engine is None or session is None or engine.session != session.number or not session.queues[host.me]:
+        """One frame arrives, of either connection, or what was left of an earlier session."""
+        engine, session, rng = host.engine, self.session, self.random
+        if host.late and not self.hold_late and rng.random() < 0.1:
+            number, message = host.late.popleft()
+            host.tell(self.late_message(host, number, message))
+            self.counts["late"] += 1
+            return True
+        if engine is None or session is None or engine.session != session.number:
             return False
-        frame = session.queues[host.me].popleft()
+        control, stream = session.ways[host.me]
+        if stream.queue and (not control.queue or rng.random() < 0.5):
+            engine.receive(stream.queue.popleft())
+            return True
+        if not control.queue or control.queue[0].after > engine.received:
+            return False
+        frame = control.queue.popleft()
         if frame.message is not None:
             host.tell(PeerSaid(session.number, frame.message))
         else:
             engine.receive(frame)
         return True
 
+    def late_message(self, host: Host, number: int, message: Message) -> PeerSaid:
+        return PeerSaid(number, message)
+
     # ---- arbiter ----
 
     def arbitrate(self) -> None:
         if self.requests:
-            host, boot, request = self.requests.popleft()
+            host, boot, request = self._any_of(self.requests)
+            event: Event
             if isinstance(request, Cas):
-                answer = decide(self.register, request.claim, host.me)
-                self.register = answer.register
-                event: Event = ClaimAnswered(request.claim, answer)
+                event = ClaimAnswered(request.claim, self._decided(host, request))
             else:
-                event = RegisterRead(self.register)
-            if host.arbiter and self.random.random() < 0.9:
+                event = RegisterRead(host.register if self.operator else self.register)
+            if self.hold_readings and isinstance(event, RegisterRead):
+                self.held.append((host, boot, event))
+            elif host.arbiter and self.random.random() < 0.9:
                 self.replies.append((host, boot, event))
-        if self.replies:
-            host, boot, event = self.replies.popleft()
+        if self.replies and self.random.random() < 0.7:
+            host, boot, event = self._any_of(self.replies)
             if host.boot == boot and host.core is not None:
                 host.tell(event)
 
-    # ---- a node's shell ----
+    def _any_of(self, waiting: deque[T]) -> T:
+        """Each question has a connection of its own, so any may come first."""
+        waiting.rotate(int(self.random.random() * len(waiting)))
+        return waiting.popleft()
 
-    def think(self, host: Host) -> bool:
-        """The core handles one event."""
-        core = host.core
-        if core is None:
-            return False
-        if host.inbox:
-            host.commands.extend(core.handle(self.now_ns, host.inbox.popleft()))
-            return True
-        if self.now_ns >= core.next_wakeup_ns():
-            host.commands.extend(core.tick(self.now_ns))
-            return True
-        return False
+    def _decided(self, host: Host, request: Cas) -> Answer:
+        if self.operator:
+            answer = decide_by_operator(host.register, request.claim, host.me, ordered=request.ordered)
+            host.register = answer.register
+        else:
+            answer = decide(self.register, request.claim, host.me)
+            self.register = answer.register
+        return answer
 
-    def act(self, host: Host) -> bool:
-        """The shell executes one command."""
-        if not host.commands:
-            return False
-        command = host.commands.popleft()
-        engine = host.engine
-        assert engine is not None
-        match command:
-            case Persist():
-                host.record.write(command.record)
-            case Cas() | ReadRegister():
-                if host.arbiter:
-                    self.requests.append((host, host.boot, command))
-            case Say():
-                if engine.session == command.session:
-                    engine.send(Frame("message", engine.next_seq(), message=command.message))
-            case Connect():
-                host.connects = True
-            case Disconnect():
-                if engine.session == command.session:
-                    self.notice(host)
-            case SetGate():
-                engine.set_gate(command.gate)
-            case StopAccepting():
-                engine.stop(drain=command.drain)
-            case StartAccepting():
-                self._promoted(host)
-            case OrderDone() | OrderRefused():
-                host.answers.append(command)
-                self.counts["refused"] += isinstance(command, OrderRefused)
-            case Tell():
-                pass
-            case Halt():
-                self.switch_off(host)
-            case _:
-                self._engine_command(host, engine, command)
-        return True
+    def persisted(self, host: Host, record: Record) -> None:
+        """The record is durable; the operator's register follows the data."""
+        before = host.record.content
+        if record.uptodate and before is not None and not before.uptodate:
+            host.half_synced = False
+        host.record.write(record)
+        if self.operator and record.uptodate:
+            host.register = followed(host.register, record.generation, host.me)
 
-    def _engine_command(self, host: Host, engine: Engine, command: Command | FlushEnd) -> None:
-        match command:
-            case Recover():
-                self._recover(host, engine)
-            case StartReceiving():
-                engine.receiving = engine.session == command.session
-            case StopReceiving():
-                engine.receiving = False
-            case Inherit():
-                engine.tracker.suspect(engine.unflushed.lines())
-                engine.pump_journal()
-            case SendCover():
-                if engine.session == command.session:
-                    engine.send(Frame("cover", engine.next_seq(), lines=engine.tracker.cover().lines()))
-            case CompareAll():
-                engine.tracker.compare_all()
-                engine.pump_journal()
-                self.counts["compared"] += 1
-            case StartResync():
-                if engine.session == command.session:
-                    engine.forwarding, engine.reported = True, False
-                    self.counts["resyncs"] += 1
-            case Checkpoint():
-                if engine.session == command.session:
-                    engine.closing_checkpoint = True
-                    engine.flush_both()
-            case Flush():
-                # It ends later: whatever the core orders meanwhile is done before.
-                host.commands.append(FlushEnd(command.number))
-            case FlushEnd():
-                host.disk.sync()
-                host.tell(Flushed(command.number))
-            case ClearJournal():
-                engine.tracker = Tracker(LIMITS)
-                engine.batches.clear()
-                host.journal.begin(Cover())
-            case _:
-                raise AssertionError(f"no such command: {command}")
-
-    def _recover(self, host: Host, engine: Engine) -> None:
-        host.disk.sync()
-        cover = host.journal.read()
-        engine.tracker = Tracker(LIMITS, cover)
-        host.journal.begin(cover or Cover())
-        host.tell(Recovered(log_usable=cover is not None))
-
-    def _promoted(self, host: Host) -> None:
-        engine = host.engine
-        assert engine is not None
-        engine.accepting, engine.draining = True, False
-        self.counts["promotions"] += 1
-        strict = self.mode is Mode.STRICT
-        self.ledger.check_promotion(f"node {host.me}", host.disk, strict=strict)
+    # ---- people ----
 
     def order(self, host: Host, order: Order) -> None:
-        if host.core is not None:
+        """The administrator gives an order, knowing what there is to know."""
+        if host.core is not None and not (isinstance(order, Promote) and self.unwise(host)):
             host.answers.clear()
             host.tell(Ordered(order))
+
+    def unwise(self, host: Host) -> bool:
+        """Without a witness a promotion is the administrator's word that the other node neither serves nor is ahead."""
+        other = self.other(host)
+        if not self.operator or host.record.content is None or other.record.content is None:
+            return False
+        mine, theirs = host.record.content, other.record.content
+        stands = relation(mine.generation, mine.history, theirs.generation, theirs.history)
+        ordered = any(isinstance(event, Ordered) for event in other.inbox)
+        idle = other.phase in {Phase.STOPPED, Phase.STARTING, Phase.WAITING, Phase.SECONDARY, Phase.TARGET}
+        return ordered or not idle or (theirs.uptodate and stands in {Relation.BEHIND, Relation.DIVERGED})
 
     # ---- applications ----
 
@@ -381,11 +322,22 @@ class World:
             else:
                 self.ledger.wrote(cell, version)
 
+    def verifying(self) -> bool:
+        """Some comparison is under way."""
+        return any(host.engine is not None and host.engine.verifying is not None for host in self.hosts.values())
+
+    def verified(self, differences: int) -> None:
+        """A verify has ended: what is in sync is equal, unless a disk forgot."""
+        self.counts["verified"] += 1
+        if bool(differences) != self.rotten:
+            raise Violation(f"a verify found {differences} differences" + (" in a rotten copy" if self.rotten else ""))
+        self.rotten = False
+
     def serving(self) -> bool:
         """Some node could acknowledge an operation now."""
         return any(
             host.engine is not None
-            and host.engine.accepting
+            and host.serves
             and (host.engine.gate is Gate.ALONE or (host.engine.gate is Gate.PEER and host.engine.forwarding))
             for host in self.hosts.values()
         )
