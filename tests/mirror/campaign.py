@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import host_facts, table
-from tests.mirror.nodes import MirrorNode, TwoNodes
+from tests.mirror.nodes import TwoNodes
 from tests.mirror.servers import DATABASES, Database, end_at_once
 from tests.mirror.trees import differences
 
@@ -217,7 +217,7 @@ class Campaign:
 
     def _stop(self) -> None:
         for client in self._clients:
-            client.terminate()
+            client.kill()  # isql does not end by anything less
             client.wait(60)
         self._clients.clear()
         self._database.stop()
