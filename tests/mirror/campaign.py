@@ -84,6 +84,7 @@ class Campaign:
 
     def __init__(self, database: Database, nodes: TwoNodes, dice: random.Random, kinds: tuple[str, ...]) -> None:
         self._database, self._nodes, self._dice, self._kinds = database, nodes, dice, kinds
+        self._first = dice.randrange(len(kinds))
         self._primary, self._other = nodes.nodes
         self._clients: list[subprocess.Popen[bytes]] = []
         self._ledgers: dict[int, Path] = {}
@@ -98,21 +99,21 @@ class Campaign:
         self._begin()
         for turn in range(kills):
             self._work()
-            self._strike(self._kinds[turn % len(self._kinds)])
+            self._strike(kind := self._kinds[(self._first + turn) % len(self._kinds)])
             self._take_over()
             self._count()
             self._fail_back()
-            self._report(turn, kills)
+            self._report(f"  {turn + 1}/{kills} {kind}")
             if turn % _SWAP_EVERY == _SWAP_EVERY - 1 or turn == kills - 1:
                 self._swap()
         self._end()
         self.tally.seconds = round(time.monotonic() - began, 1)
         return self.tally
 
-    def _report(self, turn: int, kills: int) -> None:
-        tally, kind = self.tally, self._kinds[turn % len(self._kinds)]
+    def _report(self, what: str) -> None:
+        tally = self.tally
         took = f"writable {tally.promote_ms[-1]:.0f} ms, recovered {tally.recover_ms[-1]:.0f} ms later"
-        text = f"  {turn + 1}/{kills} {kind}: {tally.acknowledged} acknowledged, {tally.lost} lost; {took}"
+        text = f"{what}: {tally.acknowledged} acknowledged, {tally.lost} lost; {took}"
         print(text, file=sys.stderr, flush=True)
 
     def clean(self) -> None:
@@ -152,7 +153,7 @@ class Campaign:
         self.tally.kills[kind] += 1
         if kind != "processes":
             self._nodes.cut()
-            time.sleep(self._dice.uniform(0.0, 0.3))
+            time.sleep(self._dice.uniform(0.0 if len(self._kinds) > 1 else 0.1, 0.3))
         # All at once: who is left for a moment hangs on the others, and a primary left for long goes on alone.
         pids = self._primary.pids() + self._database.pids()
         self._dice.shuffle(pids)
@@ -239,7 +240,7 @@ def run(database: str, kills: int, seed: int, control: bool = False) -> Tally:
     kinds = ("cable",) if control else KINDS
     options = ("--ack", "async") if control else ()
     tag = f"c{os.getpid() % 100_000}"
-    with TwoNodes(tag, *options, disks=True, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
+    with TwoNodes(tag, *options, disks={1: "1G", 2: "1G"}, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
         scratch = nodes.base / "scratch"
         scratch.mkdir()
         campaign = Campaign(DATABASES[database](scratch), nodes, random.Random(f"{seed} {database}"), kinds)

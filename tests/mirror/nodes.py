@@ -2,7 +2,7 @@
 """Two nodes of a mirror as users have them: `farmctl mirror`, each in a network namespace, joined by a cable.
 
 Both share this machine's mounts: a killed node keeps its page cache, as after a crash of its processes. With
-`disks=True` each has a file system of its own, whose power can fail.
+`disks` they have a file system of its own, whose power can fail.
 """
 
 from __future__ import annotations
@@ -152,13 +152,15 @@ class TwoNodes:
         *options: str,
         tls: bool = True,
         arbiter: str | None = None,
-        disks: bool = False,
+        disks: Mapping[int, str] | None = None,
         peers: Mapping[int, str] | None = None,
         **values: float,
     ) -> None:
-        """`peers`: where a node reaches its peer, if not directly. `values` are written into both mirror.json."""
+        """`disks`: sizes, for nodes with a file system of their own; `peers`: where a node reaches its peer, if not
+        directly; `values` are written into both mirror.json.
+        """
         self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
-        self._disks, self._peers, self._values = disks, peers or {}, values
+        self._disks, self._peers, self._values = disks or {}, peers or {}, values
         self.base = Path(tempfile.mkdtemp(prefix=f"mirrord-{tag}-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self.base.chmod(0o755)
         self.one, self.two = (MirrorNode(number, self.base, tag) for number in (1, 2))
@@ -178,8 +180,8 @@ class TwoNodes:
 
     def _plug_in(self) -> None:
         for node in self.nodes:
-            if self._disks:
-                node.disk = Disk(self.base / f"disk{node.number}", node.home)
+            if node.number in self._disks:
+                node.disk = Disk(self.base / f"disk{node.number}", node.home, self._disks[node.number])
                 node.disk.make()
             node.make_folders()
 
@@ -226,8 +228,16 @@ class TwoNodes:
         """Pull the cable."""
         _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "down")
 
+    def deafen(self, node: MirrorNode) -> None:
+        """Nothing reaches `node` any more; what it sends still arrives."""
+        rules = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; policy drop; }"
+        _run("ip", "netns", "exec", node.netns, "nft", rules)
+
     def mend(self) -> None:
-        """Plug it in again."""
+        """Plug it in again, and let everybody hear."""
+        for node in self.nodes:
+            delete = ["ip", "netns", "exec", node.netns, "nft", "delete table inet deaf"]
+            subprocess.run(delete, capture_output=True, check=False)
         _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "up")
 
     def __exit__(
