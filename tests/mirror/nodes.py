@@ -82,17 +82,17 @@ class MirrorNode:
         """What farmctl talks to, for whoever counts milliseconds."""
         return Client(self.state / "m" / SOCKET, 60.0)
 
-    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool], within_s: float = DEADLINE_S) -> dict[str, Any]:
         """Poll the status until `is_so`."""
-        end = time.monotonic() + DEADLINE_S
+        end = time.monotonic() + within_s
         while not is_so(status := self.api().mirror().data):
             assert time.monotonic() < end, f"node {self.number} is not {what}: {status}\n{self.log()}"
             time.sleep(0.05)
         return status
 
-    def wait_in_sync(self) -> dict[str, Any]:
+    def wait_in_sync(self, within_s: float = DEADLINE_S) -> dict[str, Any]:
         """Until both copies are equal, as this node sees it."""
-        return self.wait("in sync", lambda status: bool(status["in_sync"]))
+        return self.wait("in sync", lambda status: bool(status["in_sync"]), within_s)
 
     def pids(self) -> list[int]:
         """This node's process and its data path's."""

@@ -80,11 +80,13 @@ class Database(ABC):
         self._server = None
 
     def _run(self, command: Sequence[object], user: str, out: Path | None = None) -> subprocess.Popen[bytes]:
-        """A process of `user` whose output goes to `out`; its input is a pipe."""
+        """A process of `user` whose output goes to `out`."""
         words = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", *map(str, command)]
         with (out or self._scratch / "log").open("ab") as file:
             errors = subprocess.DEVNULL if out else file
-            return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=file, stderr=errors, cwd="/", env=self._env())
+            return subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=errors, cwd="/", env=self._env()
+            )
 
     def _feed(self, command: Sequence[object], user: str, text: str, ledger: Path) -> subprocess.Popen[bytes]:
         """A client that reads `text` and writes its ledger."""
