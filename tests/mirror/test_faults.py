@@ -8,6 +8,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +234,42 @@ def test_what_was_synced_survives_the_loss_of_both_nodes_power_on_either() -> No
         equal(nodes, primary)
 
 
+@pytest.mark.parametrize("victim", ["source", "target"])
+def test_power_lost_in_the_middle_of_a_resync(victim: str) -> None:
+    """A half-synced copy leads nobody; what was acknowledged alone is there when its node is back."""
+    dice = random.Random(SEED)
+    with TwoNodes("fpr", disks={1: "512M", 2: "512M"}) as nodes:
+        one, two = nodes.nodes
+        begin(nodes)
+        for _ in range(3):
+            two.kill()
+            one.wait("alone", lambda status: status["gate"] == "alone")
+            for number in range(20):
+                (one.data / f"file{number}").write_bytes(os.urandom(4 * MB))
+            with writing(one) as writer:
+                writer.goes_on()
+                two.ctl("start")
+                time.sleep(dice.uniform(0.0, 0.6))
+                nodes.cut()
+                if victim == "source":
+                    one.kill()
+            if victim == "source":
+                one.lose_power()
+                assert two.refused("promote") or two.status()["uptodate"]
+                one.power_on()
+                one.ctl("start")
+                nodes.mend()
+                one.ctl("promote")
+                assert lines(one.data) >= writer.acknowledged, f"seed {SEED}"
+            else:
+                two.lose_power()
+                two.power_on()
+                two.ctl("start")
+                nodes.mend()
+            equal(nodes, one)
+            (one.data / "ledger").unlink()
+
+
 # ---- the network ----
 
 
@@ -298,6 +336,59 @@ def test_a_wire_on_which_nothing_moves_holds_the_application_up_no_longer_than_i
             writer.goes_on()
             assert writer.error is None
         equal(nodes, one)
+
+
+def test_a_frozen_peer_holds_the_application_up_no_longer_than_is_configured() -> None:
+    with TwoNodes("ffz", peer_timeout_s=2.0) as nodes:
+        one, two = nodes.nodes
+        begin(nodes)
+        with writing(one) as writer:
+            writer.goes_on()
+            frozen = two.pids()
+            try:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGSTOP)
+                one.wait("alone", lambda status: status["gate"] == "alone")
+                writer.goes_on()
+            finally:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGCONT)
+            assert writer.longest_s < 20
+            one.wait_in_sync()
+            writer.goes_on()
+            assert writer.error is None
+        equal(nodes, one)
+
+
+def test_without_peer_and_arbiter_operations_fail_in_time_and_status_says_why() -> None:
+    with TwoNodes("fna", arbiter="witness:10.93.0.1:7900", peer_timeout_s=2.0, hold_s=4.0) as nodes:
+        one, two = nodes.nodes
+        command = ["nsenter", f"--net=/run/netns/{one.netns}", sys.executable, "-m", "farmd.mirrord.witness"]
+        command += ["--listen", "10.93.0.1:7900", "--folder", str(nodes.base / "witness")]
+        command += ["--keys", str(nodes.base / "keys/witness")]
+        witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            begin(nodes)
+        finally:
+            witness.kill()
+            witness.wait()
+        with writing(one) as writer:
+            writer.goes_on()
+            nodes.cut()
+            began = time.monotonic()
+            until("the application hears of it", lambda: writer.error is not None)
+            assert time.monotonic() - began < 30
+        status = one.wait("told of it", lambda status: "nor the arbiter answered" in str(status["events"]))
+        assert "witness" in status["trouble"]
+        witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            nodes.mend()
+            until("one can be promoted", lambda: _can_lead(two))
+            assert lines(two.data) >= writer.acknowledged
+            equal(nodes, two)
+        finally:
+            witness.kill()
+            witness.wait()
 
 
 @pytest.mark.parametrize("tls", [True, False])
