@@ -14,7 +14,7 @@ help:
 	@echo "make check   style and types only"
 	@echo "make fuzz    the filter against its oracle, 10 million packets, and ten minutes of libFuzzer"
 	@echo "make kernels the packet tests under Debian's own kernel, in QEMU (as root)"
-	@echo "make mirror  all tests of the mirror: real processes, PostgreSQL, kills (as root, ten minutes)"
+	@echo "make mirror  all tests of the mirror: real processes, four databases, faults, kills (as root, twenty minutes)"
 	@echo "make setup   packages, .venv, C and BPF; the others call it"
 	@echo "make clean   remove what was built, .venv included"
 
@@ -34,6 +34,7 @@ kernels: setup
 	@$(BIN)/python -m tests.kernels.run
 
 mirror: setup
+	@PYTHON="$(PYTHON)" .ci/setup databases
 	@$(BIN)/pytest tests/sim/mirror tests/checksum tests/mirror
 
 check: setup

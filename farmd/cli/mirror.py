@@ -97,7 +97,7 @@ def create(
     if config.keys:
         from farmd.mirrord.keys import Keys
 
-        Keys(Path(config.keys)).check()
+        Keys(Path(config.keys)).check(config.node)
     save(state / check(config).name, config)
     text = f"mirror {name} is created. On the other node: farmctl mirror create {name} --id {config.mirror} ..."
     _tell(session, "Mirror", asdict(config), text if identity is None else f"mirror {name} is created")

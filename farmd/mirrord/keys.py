@@ -28,14 +28,28 @@ class Keys:
 
     folder: Path
 
-    def check(self) -> Keys:
-        """Raises BadRequest if one of the files cannot be used."""
+    def check(self, node: int) -> Keys:
+        """Raises BadRequest if one of the files cannot be used, or is not node `node`'s."""
         try:
             self.client()
         except (OSError, ssl.SSLError) as error:
             step = "Make them with `farmctl mirror keygen`"
             raise BadRequest(f"keys in {self.folder}", f"they cannot be used ({error})", step) from error
+        names, wanted = self._names(), node_name(node)
+        if wanted not in names:
+            cause = f"they are for {', '.join(names) or 'nobody'}, and this is {wanted}"
+            raise BadRequest(f"keys in {self.folder}", cause, f"Copy the folder node-{node} of `farmctl mirror keygen`")
         return self
+
+    def _names(self) -> list[str]:
+        from cryptography import x509
+
+        certificate = x509.load_pem_x509_certificate((self.folder / CERTIFICATE).read_bytes())
+        try:
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        except x509.ExtensionNotFound:
+            return []
+        return names.value.get_values_for_type(x509.DNSName)
 
     def client(self) -> ssl.SSLContext:
         """For the side that calls; give it the other side's name as `server_hostname`."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from farmd.mirror import commands as do
 from farmd.mirror import events as on
+from farmd.mirror.acks import Gate
 from farmd.mirror.checksum import Kind as Found
 from farmd.mirror.checksum import Mode
 from farmd.mirror.core import Node
@@ -63,7 +64,7 @@ class Shell:
 
     def __init__(self, config: MirrorConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.keys = Keys(Path(config.keys)).check() if config.keys else None
+        self.keys = Keys(Path(config.keys)).check(config.node) if config.keys else None
         self.happened: deque[dict[str, Any]] = deque(maxlen=200)
         self.trouble = ""
         self.peer_hello: Hello | None = None
@@ -211,7 +212,7 @@ class Shell:
             case do.Say():
                 self._say({"core": json.loads(encode(command.message))})
             case do.SetGate():
-                await self.serving.set_gate(command.gate)
+                await self._set_gate(command.gate)
             case do.StartAccepting():
                 await self._mount()
             case do.StopAccepting():
@@ -249,6 +250,12 @@ class Shell:
             self.logbook.clear()
         else:
             self.logbook.inherit(received=self.following.received)
+
+    async def _set_gate(self, gate: Gate) -> None:
+        try:
+            await self.serving.set_gate(gate)
+        except KernelError as error:  # the data path is dead, or as good as dead; the node must not be
+            self._queue.put_nowait(on.LocalFailure(str(error)))
 
     async def _mount(self) -> None:
         self._mount_error = None
@@ -382,6 +389,10 @@ class Shell:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         data = {name: str(value) for name, value in news.data.items()}
         self.happened.append({"at": at, "type": news.news.value, "text": news.text, "data": data})
+        if news.news is do.News.STEPPED_DOWN:
+            self.trouble = f"{news.text}; promote the other node, or this one when that is mended"
+        elif news.news in (do.News.PRIMARY, do.News.SECONDARY, do.News.ALONE):
+            self.trouble = ""
         _log.info("%s: %s", news.news.value, news.text)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two nodes of a mirror as users have them: `farmctl mirror`, each in a network namespace, joined by a cable.
 
-Both share this machine's disks and mounts: a killed node keeps its page cache, as after a crash of its processes. What
-a power loss takes is not seen here.
+Both share this machine's mounts: a killed node keeps its page cache, as after a crash of its processes. With
+`disks` they have a file system of its own, whose power can fail.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from farmd.client import Client
+from farmd.model.mirrorfile import FILE, SOCKET
+from tests.mirror.power import Disk
 
 DEADLINE_S = 60.0
 _FARMCTL = [sys.executable, "-m", "farmd.cli"]
@@ -47,6 +51,10 @@ class MirrorNode:
         self.home = base / f"node{number}"
         self.data = self.home / "data"
         self.state = self.home / "state"
+        self.disk: Disk | None = None
+
+    def make_folders(self) -> None:
+        """Its home, with the directory to replicate."""
         self.data.mkdir(parents=True)
         for folder in (self.home, self.data):
             folder.chmod(0o755)
@@ -70,17 +78,21 @@ class MirrorNode:
         """As `farmctl mirror status` has it."""
         return self.ctl("status")
 
-    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    def api(self) -> Client:
+        """What farmctl talks to, for whoever counts milliseconds."""
+        return Client(self.state / "m" / SOCKET, 60.0)
+
+    def wait(self, what: str, is_so: Callable[[dict[str, Any]], bool], within_s: float = DEADLINE_S) -> dict[str, Any]:
         """Poll the status until `is_so`."""
-        end = time.monotonic() + DEADLINE_S
-        while not is_so(status := self.status()):
+        end = time.monotonic() + within_s
+        while not is_so(status := self.api().mirror().data):
             assert time.monotonic() < end, f"node {self.number} is not {what}: {status}\n{self.log()}"
             time.sleep(0.05)
         return status
 
-    def wait_in_sync(self) -> dict[str, Any]:
+    def wait_in_sync(self, within_s: float = DEADLINE_S) -> dict[str, Any]:
         """Until both copies are equal, as this node sees it."""
-        return self.wait("in sync", lambda status: bool(status["in_sync"]))
+        return self.wait("in sync", lambda status: bool(status["in_sync"]), within_s)
 
     def pids(self) -> list[int]:
         """This node's process and its data path's."""
@@ -106,6 +118,18 @@ class MirrorNode:
             assert time.monotonic() < end
             time.sleep(0.01)
 
+    def lose_power(self) -> None:
+        """All of its processes end and what was not synced is gone. Its database must have ended before."""
+        assert self.disk is not None
+        if self.pids():
+            self.kill()
+        self.disk.lose()
+
+    def power_on(self) -> None:
+        """Its disk is there again; nothing of it runs."""
+        assert self.disk is not None
+        self.disk.mount()
+
     def log(self) -> str:
         """The end of its log."""
         path = self.state / "m/log"
@@ -122,8 +146,21 @@ def _alive(pid: int) -> bool:
 class TwoNodes:
     """A mirror `m` that is created and started on both nodes; nobody is primary yet. Both see the arbiter's file."""
 
-    def __init__(self, tag: str, *options: str, tls: bool = True, arbiter: str | None = None) -> None:
+    def __init__(
+        self,
+        tag: str,
+        *options: str,
+        tls: bool = True,
+        arbiter: str | None = None,
+        disks: Mapping[int, str] | None = None,
+        peers: Mapping[int, str] | None = None,
+        **values: float,
+    ) -> None:
+        """`disks`: sizes, for nodes with a file system of their own; `peers`: where a node reaches its peer, if not
+        directly; `values` are written into both mirror.json.
+        """
         self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
+        self._disks, self._peers, self._values = disks or {}, peers or {}, values
         self.base = Path(tempfile.mkdtemp(prefix=f"mirrord-{tag}-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self.base.chmod(0o755)
         self.one, self.two = (MirrorNode(number, self.base, tag) for number in (1, 2))
@@ -131,6 +168,7 @@ class TwoNodes:
 
     def __enter__(self) -> TwoNodes:
         try:
+            self._plug_in()
             self._cable()
             self._create()
             for node in self.nodes:
@@ -139,6 +177,13 @@ class TwoNodes:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def _plug_in(self) -> None:
+        for node in self.nodes:
+            if node.number in self._disks:
+                node.disk = Disk(self.base / f"disk{node.number}", node.home, self._disks[node.number])
+                node.disk.make()
+            node.make_folders()
 
     def _cable(self) -> None:
         for node in self.nodes:
@@ -171,17 +216,28 @@ class TwoNodes:
             self.one.ctl("keygen", "--out", str(keys))
         for node, other in ((self.one, self.two), (self.two, self.one)):
             place = ["--directory", str(node.data), "--node", str(node.number), "--arbiter", arbiter, *self._options]
-            place += ["--listen", f"{node.address}:7800", "--peer", f"{other.address}:7800"]
+            place += ["--listen", f"{node.address}:7800"]
+            place += ["--peer", self._peers.get(node.number, f"{other.address}:7800")]
             place += ["--keys", str(keys / f"node-{node.number}")] if self._tls else ["--no-tls"]
             made = node.ctl("create", *place, *identity)
             identity = ["--id", made["mirror"]]
+            path = node.state / "m" / FILE
+            path.write_text(json.dumps(json.loads(path.read_text()) | self._values))
 
     def cut(self) -> None:
         """Pull the cable."""
         _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "down")
 
+    def deafen(self, node: MirrorNode) -> None:
+        """Nothing reaches `node` any more; what it sends still arrives."""
+        rules = "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; policy drop; }"
+        _run("ip", "netns", "exec", node.netns, "nft", rules)
+
     def mend(self) -> None:
-        """Plug it in again."""
+        """Plug it in again, and let everybody hear."""
+        for node in self.nodes:
+            delete = ["ip", "netns", "exec", node.netns, "nft", "delete table inet deaf"]
+            subprocess.run(delete, capture_output=True, check=False)
         _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "up")
 
     def __exit__(
@@ -193,6 +249,8 @@ class TwoNodes:
             for _ in range(4):
                 subprocess.run(["umount", "-l", str(node.data)], capture_output=True, check=False)
             subprocess.run(["ip", "netns", "delete", node.netns], capture_output=True, check=False)
+            if node.disk is not None:
+                node.disk.unmount()
         if error is None:
             shutil.rmtree(self.base, ignore_errors=True)
         else:

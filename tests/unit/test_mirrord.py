@@ -21,7 +21,7 @@ from farmd.mirror.messages import Ready, encode
 from farmd.mirror.record import SLOT_BYTES, Record
 from farmd.mirrord import disk, fingerprint
 from farmd.mirrord.arbiters import FileArbiter, OperatorArbiter
-from farmd.mirrord.keys import make
+from farmd.mirrord.keys import Keys, make
 from farmd.mirrord.shell import Shell
 from farmd.mirrord.wire import Control, Peer
 from farmd.mirrord.witness import Witness
@@ -201,3 +201,12 @@ def test_keys_are_private_and_an_authority_is_never_replaced(tmp_path: Path) -> 
     assert {(folder / "node.key").stat().st_mode & 0o777 for folder in folders} == {0o600}
     with pytest.raises(Refused):
         make(tmp_path / "keys", "db")
+
+
+def test_keys_of_another_node_are_told_apart_before_anybody_is_called(tmp_path: Path) -> None:
+    make(tmp_path / "keys", "db")
+    Keys(tmp_path / "keys/node-2").check(2)
+    with pytest.raises(BadRequest) as caught:
+        Keys(tmp_path / "keys/node-1").check(2)
+    assert "they are for mirror-node-1, and this is mirror-node-2" in caught.value.cause
+    assert "node-2" in caught.value.next_step

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The short form of `python -m tests.mirror.campaign`: a few kills under every database, and the negative control."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.mirror.campaign import run
+from tests.mirror.servers import DATABASES
+
+pytestmark = [pytest.mark.root, pytest.mark.lab, pytest.mark.timeout(3600)]
+
+KILLS = int(os.environ.get("FARMD_MIRROR_KILLS", "2"))
+"""Under each database."""
+SEED = int(os.environ.get("FARMD_MIRROR_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_no_acknowledged_commit_is_lost(database: str) -> None:
+    tally = run(database, KILLS, SEED)
+    assert tally.acknowledged > 0
+    assert (tally.lost, tally.gaps) == (0, 0), f"seed {SEED}: {tally}"
+
+
+def test_commits_are_lost_when_fsync_does_not_wait() -> None:
+    """Otherwise the test above could not see any loss."""
+    assert run("sqlite", 2, SEED, control=True).lost > 0
