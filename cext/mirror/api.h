@@ -56,6 +56,7 @@ struct mirror_config {
 	uint32_t decide_ms; // time in `undecided` after which changes are refused; 0: for ever
 	uint64_t lag_bytes; // barrier, async: beyond this much unacknowledged, operations wait
 	int confirm;	    // no change before its event is confirmed
+	int uring;	    // FUSE over io_uring, if the kernel allows it
 };
 
 struct mirror_stats {

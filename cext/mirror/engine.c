@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include "engine.h"
 
-static int start_thread(pthread_t *thread, void *(*run)(void *), void *context)
+int thread_start(pthread_t *thread, void *(*run)(void *), void *context)
 {
 	sigset_t all, before;
 	int error;
@@ -37,7 +37,7 @@ static int start_worker(struct mirror *fs)
 	error = worker->device < 0 ? worker->device : 0;
 	atomic_fetch_add(&fs->alive, 1);
 	if (!error)
-		error = start_thread(&fs->threads[fs->workers], device_worker, worker);
+		error = thread_start(&fs->threads[fs->workers], device_worker, worker);
 	if (error) {
 		atomic_fetch_sub(&fs->alive, 1);
 		free(worker->buffer);
@@ -62,6 +62,7 @@ static int prepare(struct mirror *fs, const struct mirror_config *config)
 	fs->last = &fs->first;
 	fs->queue_end = &fs->queue;
 	pthread_mutex_init(&fs->stream_lock, NULL);
+	pthread_mutex_init(&fs->acks_lock, NULL);
 	pthread_cond_init(&fs->stream_wake, NULL);
 	pthread_cond_init(&fs->idle_wake, NULL);
 	pthread_cond_init(&fs->thaw_wake, NULL);
@@ -88,6 +89,8 @@ struct mirror *mirror_start(const struct mirror_config *config, char *error, int
 			snprintf(error, (size_t)error_size, "the directory's file system has no file handles: %s",
 				 strerror(-code));
 	}
+	if (!code && config->uring)
+		fs->uring = uring_new(fs);
 	if (!code)
 		code = device_mount(fs, error, error_size);
 	if (code) {
@@ -96,8 +99,10 @@ struct mirror *mirror_start(const struct mirror_config *config, char *error, int
 	}
 	while (!code && fs->workers < wanted)
 		code = start_worker(fs);
+	if (!code && fs->uring)
+		code = uring_start(fs->uring);
 	if (!code)
-		code = start_thread(&fs->clock, peer_clock, fs);
+		code = thread_start(&fs->clock, peer_clock, fs);
 	if (code) {
 		snprintf(error, (size_t)error_size, "threads cannot be started: %s", strerror(-code));
 		mirror_stop(fs, 1);
@@ -113,8 +118,11 @@ static void end_threads(struct mirror *fs)
 		return;
 	pthread_join(fs->sender, NULL);
 	pthread_join(fs->acks, NULL);
+	pthread_mutex_lock(&fs->acks_lock);
 	close(fs->link.fd);
 	fs->link.fd = -1;
+	fs->ack_have = 0;
+	pthread_mutex_unlock(&fs->acks_lock);
 	fs->threads_on = false;
 }
 
@@ -185,9 +193,10 @@ int mirror_attach(struct mirror *fs, int fd, struct mirror_tls *tls, uint64_t se
 	fs->said_ns = clock_ns();
 	list = peer_take_pending(fs);
 	fs->state = MIRROR_PAIRED;
-	code = start_thread(&fs->sender, peer_sender, fs);
+	atomic_store(&fs->acks_from, session << 20 | (uint64_t)fd);
+	code = thread_start(&fs->sender, peer_sender, fs);
 	if (!code)
-		code = start_thread(&fs->acks, peer_acks, fs);
+		code = thread_start(&fs->acks, peer_acks, fs);
 	fs->threads_on = !code;
 	if (code)
 		fs->state = MIRROR_UNDECIDED;
@@ -331,11 +340,14 @@ void mirror_free(struct mirror *fs)
 	pthread_mutex_unlock(&fs->events.lock);
 	for (int i = 0; i < fs->workers; i++)
 		pthread_join(fs->threads[i], NULL);
+	if (fs->uring)
+		uring_join(fs->uring);
 	if (fs->clock)
 		pthread_join(fs->clock, NULL);
 	mirror_detach(fs);
 	peer_finish(fs, peer_take_pending(fs), -EIO);
 	stream_drop_queue(fs);
+	uring_free(fs->uring);
 	if (fs->device >= 0)
 		close(fs->device);
 	nodes_free(fs);

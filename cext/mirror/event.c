@@ -144,17 +144,33 @@ static uint64_t tell(struct mirror *fs, int kind, struct node *node, uint64_t of
 	return put(&fs->events, &event);
 }
 
-void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
+static uint64_t announce(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
 {
-	struct event_ring *ring = &fs->events;
 	uint64_t number;
 
 	if (node->excluded)
-		return;
+		return 0;
 	pthread_mutex_lock(&fs->stream_lock);
 	number = tell(fs, kind, node, offset, length);
 	pthread_mutex_unlock(&fs->stream_lock);
-	if (!fs->config.confirm)
+	return fs->config.confirm ? number : 0;
+}
+
+static bool is_confirmed(struct event_ring *ring, uint64_t number)
+{
+	bool confirmed;
+
+	if (!number)
+		return true;
+	pthread_mutex_lock(&ring->lock);
+	confirmed = ring->confirmed >= number;
+	pthread_mutex_unlock(&ring->lock);
+	return confirmed;
+}
+
+static void await_confirmation(struct event_ring *ring, uint64_t number)
+{
+	if (!number)
 		return;
 	// A worker waits here for this node's own disk, once for each zone between two checkpoints; not for the
 	// network.
@@ -162,6 +178,26 @@ void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset
 	while (ring->confirmed < number && !ring->closed)
 		pthread_cond_wait(&ring->wake, &ring->lock);
 	pthread_mutex_unlock(&ring->lock);
+}
+
+void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
+{
+	await_confirmation(&fs->events, announce(fs, kind, node, offset, length));
+}
+
+// Enters the gate if nothing holds changes back now.
+static bool slip_in(struct mirror *fs)
+{
+	bool frozen;
+
+	if (pthread_rwlock_tryrdlock(&fs->gate))
+		return false;
+	pthread_mutex_lock(&fs->stream_lock);
+	frozen = fs->frozen;
+	pthread_mutex_unlock(&fs->stream_lock);
+	if (frozen)
+		pthread_rwlock_unlock(&fs->gate);
+	return !frozen;
 }
 
 // Returns inside the gate, in a moment in which changes may begin.
@@ -185,9 +221,14 @@ static void enter_gate(struct mirror *fs)
 bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t offset, uint64_t length)
 {
 	struct mirror *fs = worker->fs;
+	uint64_t number;
 	bool refused;
 
-	enter_gate(fs);
+	if (!slip_in(fs)) {
+		if (uring_defer(worker))
+			return false;
+		enter_gate(fs);
+	}
 	pthread_mutex_lock(&fs->stream_lock);
 	refused = fs->state == MIRROR_REFUSING && !node->excluded;
 	pthread_mutex_unlock(&fs->stream_lock);
@@ -196,7 +237,14 @@ bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t o
 		reply(worker, -EIO, NULL, 0);
 		return false;
 	}
-	change_also(fs, kind, node, offset, length);
+	number = announce(fs, kind, node, offset, length);
+	if (!is_confirmed(&fs->events, number)) {
+		if (uring_defer(worker)) {
+			change_end(fs);
+			return false;
+		}
+		await_confirmation(&fs->events, number);
+	}
 	return true;
 }
 

@@ -11,7 +11,7 @@
 #include "receiver.h"
 
 #define BUFFER	  (1 << 20)
-#define ACK_EVERY (256 * 1024) // bytes applied without a word, if nobody waits
+#define ACK_EVERY (1 << 20) // bytes applied without a word, if nobody waits
 
 struct intake {
 	char *buffer;

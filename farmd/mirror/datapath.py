@@ -79,6 +79,7 @@ class Settings:
     decide_ms: int = 0
     lag_bytes: int = 64 << 20
     confirm: bool = False
+    uring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class WriteThrough:
             config.backing, config.mount_point, config.excluded = backing, mount_point, excluded
             config.workers, config.confirm = settings.workers, settings.confirm
             config.ack, config.state = _ACKS.index(settings.ack), _STATES.index(settings.state)
+            config.uring = settings.uring
             config.peer_ms, config.decide_ms = settings.peer_ms, settings.decide_ms
             config.lag_bytes = settings.lag_bytes
             error = ffi.new("char[200]")
