@@ -39,6 +39,21 @@ class Place:
 
 
 @contextmanager
+def uring_switch() -> Iterator[bool]:
+    """Switch the kernel's FUSE over io_uring on for a while. False: this kernel has none."""
+    switch = Path("/sys/module/fuse/parameters/enable_uring")
+    if not switch.exists():
+        yield False
+        return
+    before = switch.read_text()
+    switch.write_text("Y")
+    try:
+        yield True
+    finally:
+        switch.write_text(before)
+
+
+@contextmanager
 def disk(folder: Path, name: str, size: str) -> Iterator[Path]:
     """An ext4 of its own on a loop device."""
     image, point = folder / f"{name}.img", folder / name
@@ -60,11 +75,11 @@ def credentials(folder: Path) -> Credentials:
 
 @contextmanager
 def place(case: str, disks: tuple[Path, Path], round_trip_ms: float = 0, seed: Path | None = None) -> Iterator[Place]:
-    """The directory of one case: bare, mounted alone, strict, barrier, async, or one of these with `, TLS`.
+    """The directory of one case: bare, mounted alone, strict, barrier, async, or one with `, TLS` or `, /dev/fuse`.
 
     `seed` is in it, at both ends, before it is mounted.
     """
-    name = f"{case}-{round_trip_ms}".replace(", ", "-").replace(" ", "-")
+    name = f"{case}-{round_trip_ms}".replace(", ", "-").replace("/", "").replace(" ", "-")
     ours, theirs = (each / name for each in disks)
     for each in (ours, theirs):
         each.mkdir(mode=0o755)
@@ -73,7 +88,7 @@ def place(case: str, disks: tuple[Path, Path], round_trip_ms: float = 0, seed: P
         yield Place(ours)
         return
     ack = case.split(",")[0] if case != "mounted alone" else "strict"
-    unmounted = Pair(ours, theirs, ack=ack)
+    unmounted = Pair(ours, theirs, ack=ack, uring=not case.endswith("/dev/fuse"))
     plant(seed, unmounted.backing)
     plant(seed, unmounted.copy)
     with unmounted as pair, ExitStack() as link:
@@ -110,6 +125,8 @@ def relay(ends: Ends, one_way_s: float) -> None:
     """Hold each direction's bytes back for `one_way_s`; until one side closes."""
     waiting: deque[tuple[float, socket.socket, bytes]] = deque()
     other = {ends[0]: ends[1], ends[1]: ends[0]}
+    for end in ends:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while True:
         left = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
         for end in select.select(ends, [], [], left)[0]:

@@ -3,8 +3,8 @@
 
 `python -m bench.mirror_write` takes about six minutes, `--quick` one. Both nodes, both disks and the load share this
 machine, and every case runs in turns with all others, so that what disturbs the machine disturbs them all alike.
-Writes and creates go to tmpfs: only our own cost is seen. pgbench and the slow links go to ext4 on loop devices on
-tmpfs: journal commits are real, seeks are not. "CPU" is of the writer and both engines, and little disturbed by others.
+Requests come over io_uring where the kernel has it (its switch is on during the run), or else over /dev/fuse. and creates go to tmpfs: only our own cost is seen. pgbench and the slow links go to ext4 on loop devices on tmpfs:
+journal commits are real, seeks are not. "CPU" is of the writer and both engines, and little disturbed by others.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.mirror_places import MIB, Place, credentials, disk, loopback, place
+from bench.mirror_places import MIB, Place, credentials, disk, loopback, place, uring_switch
 from bench.report import publish, table
 from tests.mirror.test_databases import as_postgres, postgres, postgres_programs
 
-CASES = ["bare", "mounted alone", "strict", "barrier", "async", "strict, TLS"]
-DATABASE_CASES = ["bare", "mounted alone", "strict", "barrier"]
+CASES = ["bare", "mounted alone", "strict", "barrier", "async", "strict, TLS", "strict, /dev/fuse"]
+DATABASE_CASES = ["bare", "mounted alone", "strict", "barrier", "strict, /dev/fuse"]
 ROUND_TRIPS_MS = [0.5, 1.0, 2.0]
 CLIENTS = (1, 8)
 
@@ -212,13 +212,8 @@ def show(title: str, figures: Medians) -> None:
     print(f"\n{title}\n{table(['case', *columns, *shares], rows)}", flush=True)
 
 
-def main() -> None:
-    """Measure, print tables, keep JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds: a try, not a figure")
-    parser.add_argument("--only", choices=["writes", "pgbench", "links"], help="one of the three parts")
-    arguments = parser.parse_args()
-    quick, only = arguments.quick, arguments.only
+def measure(quick: bool, only: str | None, uring: bool) -> None:
+    """The parts that are wanted; `uring`: the kernel has FUSE over io_uring."""
     figures: dict[str, Medians] = {}
     if only in {None, "writes"}:
         found = figures["writes"] = file_system(CASES, 3 if quick else 25)
@@ -232,7 +227,17 @@ def main() -> None:
     if only in {None, "links"}:
         figures["links"] = slow_links(1 if quick else 2, 2 if quick else 3)
         show("round trips added (medians; ext4)", figures["links"])
-    print(publish("mirror-write", {"quick": quick, "medians": figures}))
+    print(publish("mirror-write", {"quick": quick, "io_uring": uring, "medians": figures}))
+
+
+def main() -> None:
+    """Measure, print tables, keep JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds: a try, not a figure")
+    parser.add_argument("--only", choices=["writes", "pgbench", "links"], help="one of the three parts")
+    arguments = parser.parse_args()
+    with uring_switch() as uring:
+        measure(arguments.quick, arguments.only, uring)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ struct mirror_stats {
 	uint64_t waiting;
 	uint64_t events;
 	uint64_t nodes;
+	uint64_t lag_us;   // age of the oldest frame that the peer has not acknowledged
+	uint64_t write_us; // what changes and what syncs took of late, until they were answered (moving average)
+	uint64_t sync_us;
+	int uring;		 // requests come over io_uring
 	uint64_t replies_us[32]; // replies that waited for the peer, by log2 of microseconds
 };
 

@@ -308,6 +308,10 @@ void mirror_read_stats(struct mirror *fs, struct mirror_stats *stats)
 	stats->applied_seq = fs->applied;
 	stats->lag_bytes = fs->lag_bytes;
 	stats->lag_frames = fs->lag_frames;
+	stats->lag_us = fs->first && fs->first->seq ? (clock_ns() - fs->first->sent_ns) / 1000 : 0;
+	stats->write_us = atomic_load(&fs->write_ns) / 1000;
+	stats->sync_us = atomic_load(&fs->sync_ns) / 1000;
+	stats->uring = fs->uring != NULL;
 	pthread_mutex_lock(&fs->nodes_lock);
 	stats->nodes = fs->node_count;
 	pthread_mutex_unlock(&fs->nodes_lock);

@@ -54,6 +54,7 @@ struct op {
 	atomic_int error;
 	struct node *entry; // its lookup count goes down again if the kernel does not take the reply
 	uint64_t started_ns;
+	bool sync;
 	uint32_t size;
 	char reply[sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out)];
 };
@@ -110,8 +111,9 @@ struct mirror {
 	pthread_mutex_t acks_lock; // before stream_lock: who reads acknowledgements
 	char ack_bytes[256 * sizeof(struct ack)];
 	size_t ack_have;
-	_Atomic uint64_t acks_from;   // the session and its socket, for whoever waits with poll; 0: no peer
-	atomic_uint acks_read_beside; // by rings, so that the ack thread need not wake up as well
+	_Atomic uint64_t write_ns, sync_ns; // moving averages
+	_Atomic uint64_t acks_from;	    // the session and its socket, for whoever waits with poll; 0: no peer
+	atomic_uint acks_read_beside;	    // by rings, so that the ack thread need not wake up as well
 	uint64_t session, epoch, seq, applied, lag_bytes, lag_frames, queued;
 	uint64_t said_ns, heard_ns, lost_ns;
 	bool threads_on;

@@ -206,6 +206,7 @@ static void sync_inode(struct worker *worker, int fd, struct node *node, bool da
 		return;
 	}
 	if (!worker->op) {
+		op->sync = true;
 		if (!data_only)
 			times_send(fs, node);
 		stream_change(fs, &change);

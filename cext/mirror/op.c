@@ -43,7 +43,16 @@ struct op *op_new(struct worker *worker)
 	op->device = worker->device;
 	op->slot = worker->slot;
 	op->waits = 1;
+	op->started_ns = clock_ns();
 	return op;
+}
+
+// A sixteenth of each new one. Two at the same time may lose one of them: it is an average.
+static void average(_Atomic uint64_t *of, uint64_t ns)
+{
+	uint64_t old = atomic_load_explicit(of, memory_order_relaxed);
+
+	atomic_store_explicit(of, old ? old - old / 16 + ns / 16 : ns, memory_order_relaxed);
 }
 
 void op_done(struct mirror *fs, struct op *op, int error)
@@ -54,6 +63,7 @@ void op_done(struct mirror *fs, struct op *op, int error)
 		atomic_compare_exchange_strong(&op->error, &none, error);
 	if (atomic_fetch_sub(&op->waits, 1) != 1)
 		return;
+	average(op->sync ? &fs->sync_ns : &fs->write_ns, clock_ns() - op->started_ns);
 	if (answer(op->slot, op->device, op->unique, op->error, op->reply, op->size) && op->entry && !op->error)
 		node_forget(fs, op->entry, 1);
 	else if (op->error && op->entry)
