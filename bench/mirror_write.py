@@ -3,8 +3,9 @@
 
 `python -m bench.mirror_write` takes about six minutes, `--quick` one. Both nodes, both disks and the load share this
 machine, and every case runs in turns with all others, so that what disturbs the machine disturbs them all alike.
-Requests come over io_uring where the kernel has it (its switch is on during the run), or else over /dev/fuse. and creates go to tmpfs: only our own cost is seen. pgbench and the slow links go to ext4 on loop devices on tmpfs:
-journal commits are real, seeks are not. "CPU" is of the writer and both engines, and little disturbed by others.
+Requests come over io_uring where the kernel has it (its switch is on during the run), or else over /dev/fuse.
+Writes and creates go to tmpfs: only our own cost is seen. pgbench and the slow links go to ext4 on loop devices on
+tmpfs: journal commits are real, seeks are not. "CPU" is of the writer and both engines, and little disturbed by others.
 """
 
 from __future__ import annotations
