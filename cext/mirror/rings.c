@@ -212,6 +212,8 @@ void *ring_run(void *context)
 	sched_setaffinity(0, sizeof(cpu), &cpu); // where it may not, it only has longer ways
 	own_ring = ring;
 	ring->over = syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0;
+	if (ring->over)
+		device_abort(fs); // without this queue the kernel would wait for ever
 	wait_to_be_woken(ring);
 	for (int i = 0; i < ring->all->depth; i++)
 		submit(ring, &ring->slots[i], CMD_REGISTER);

@@ -5,6 +5,7 @@
 // /dev/fuse stays in use beside it: it is where the kernel forgets inodes.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -70,12 +71,22 @@ static int make_ring(struct uring *all, int queue)
 	return map_ring(ring, &params);
 }
 
-// As many queues as the kernel has possible CPUs: it wants all of them, or uses none.
+// As many queues as CPUs are possible, present or not: the kernel answers nothing until it has all of them.
 static int possible_cpus(void)
 {
-	long count = sysconf(_SC_NPROCESSORS_CONF);
+	FILE *file = fopen("/sys/devices/system/cpu/possible", "re");
+	int first, last, count = 0;
+	char after = ',';
 
-	return count < 1 ? 1 : (int)count;
+	while (file && after == ',' && fscanf(file, "%d", &first) == 1) {
+		last = first;
+		if (fscanf(file, "%c", &after) == 1 && after == '-' && fscanf(file, "%d%c", &last, &after) < 1)
+			last = first;
+		count += last - first + 1;
+	}
+	if (file)
+		fclose(file);
+	return count;
 }
 
 struct uring *uring_new(struct mirror *fs)
@@ -87,6 +98,10 @@ struct uring *uring_new(struct mirror *fs)
 		return NULL;
 	all->fs = fs;
 	all->count = possible_cpus();
+	if (all->count < 1) {
+		free(all);
+		return NULL;
+	}
 	// An operation that waits for the peer keeps its place; more than these wait in the kernel.
 	all->depth = 2048 / all->count < 8 ? 8 : 2048 / all->count > 64 ? 64 : 2048 / all->count;
 	all->deferred_end = &all->deferred;
