@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing through a mirror, beside the bare directory in the same run: writes, creates, pgbench, slow links.
 
-`python -m bench.mirror_write` takes about six minutes, `--quick` one. Both nodes, both disks and the load share this
-machine, and every case runs in turns with all others, so that what disturbs the machine disturbs them all alike.
+`python -m bench.mirror_write` takes seven minutes, `--quick` one or two. Both nodes, both disks and the load share
+this machine, and every case runs in turns with all others, so that what disturbs the machine disturbs them all alike.
 Requests come over io_uring where the kernel has it (its switch is on during the run), or else over /dev/fuse.
 Writes and creates go to tmpfs: only our own cost is seen. pgbench and the slow links go to ext4 on loop devices on
 tmpfs: journal commits are real, seeks are not. "CPU" is of the writer and both engines, and little disturbed by others.
@@ -223,7 +223,7 @@ def measure(quick: bool, only: str | None, uring: bool) -> None:
         share = {"TCP": found["strict"]["1 MiB GB/s"] / plain, "TLS": found["strict, TLS"]["1 MiB GB/s"] / tls}
         print(f"strict 1 MiB: {share['TCP']:.2f} of bare loopback TCP; with TLS {share['TLS']:.2f} of loopback TLS")
     if only in {None, "pgbench"}:
-        figures["pgbench"] = transactions(DATABASE_CASES, 1 if quick else 5, 2 if quick else 4)
+        figures["pgbench"] = transactions(DATABASE_CASES, 1 if quick else 4, 2 if quick else 4)
         show("pgbench TPC-B on ext4 (medians)", figures["pgbench"])
     if only in {None, "links"}:
         figures["links"] = slow_links(1 if quick else 2, 2 if quick else 3)
