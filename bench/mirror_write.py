@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing through a mirror, beside the bare directory in the same run: sequential, small files, pgbench.
+"""Writing through a mirror, beside the bare directory in the same run: writes, creates, pgbench, slow links.
 
-`python -m bench.mirror_write` takes about a minute. Both nodes, both disks and the load share this machine. The disks
-are ext4 on loop devices on tmpfs: journal commits are real, seeks are not, so that what is seen is our own cost.
+`python -m bench.mirror_write` takes seven minutes, `--quick` one or two. Both nodes, both disks and the load share
+this machine, and every case runs in turns with all others, so that what disturbs the machine disturbs them all alike.
+Requests come over io_uring where the kernel has it (its switch is on during the run), or else over /dev/fuse.
+Writes and creates go to tmpfs: only our own cost is seen. pgbench and the slow links go to ext4 on loop devices on
+tmpfs: journal commits are real, seeks are not. "CPU" is of the writer and both engines, and little disturbed by others.
 """
 
 from __future__ import annotations
@@ -11,156 +14,231 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.mirror_places import MIB, Place, credentials, disk, loopback, place, uring_switch
 from bench.report import publish, table
-from tests.mirror.certificates import make_certificates
-from tests.mirror.pair import Pair
 from tests.mirror.test_databases import as_postgres, postgres, postgres_programs
 
-MIB = 1 << 20
-CASES = ["bare", "mounted alone", "strict", "barrier", "strict, TLS"]
+CASES = ["bare", "mounted alone", "strict", "barrier", "async", "strict, TLS", "strict, /dev/fuse"]
+DATABASE_CASES = ["bare", "mounted alone", "strict", "barrier", "strict, /dev/fuse"]
+ROUND_TRIPS_MS = [0.5, 1.0, 2.0]
+CLIENTS = (1, 8)
+
+Series = dict[str, dict[str, list[float]]]
+Medians = dict[str, dict[str, float]]
 
 
-@contextmanager
-def disk(folder: Path, name: str, size: str) -> Iterator[Path]:
-    """An ext4 of its own on a loop device."""
-    image, point = folder / f"{name}.img", folder / name
-    point.mkdir()
-    subprocess.run(["truncate", "-s", size, image], check=True)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, point], check=True)
-    try:
-        yield point
-    finally:
-        subprocess.run(["umount", "-l", point], check=False)
+def cpu_s(place: Place) -> float:
+    """CPU time of this process and the engines so far, from the scheduler, to the nanosecond."""
+    total = 0
+    for process in (os.getpid(), *place.engines):
+        for each in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            total += int(each.read_text().split()[0])
+    return total / 1e9
 
 
-@contextmanager
-def place(case: str, disks: tuple[Path, Path]) -> Iterator[Path]:
-    """The directory to write to in this case."""
-    if case == "bare":
-        with tempfile.TemporaryDirectory(dir=disks[0]) as folder:
-            Path(folder).chmod(0o755)
-            yield Path(folder)
-        return
-    ack = "barrier" if case == "barrier" else "strict"
-    with Pair(disks[0], disks[1], ack=ack) as pair:
-        if case == "strict, TLS":
-            nodes = make_certificates(pair.base / "keys", "one", "two")
-            pair.join((nodes["one"] | {"peer_name": "two"}, nodes["two"] | {"peer_name": "one"}))
-        elif case != "mounted alone":
-            pair.join()
-        yield pair.mount
-        pair.settle() if case != "mounted alone" else None
-
-
-def sequential(folder: Path) -> float:
-    """GB/s of 1 MiB writes over a file that is there already."""
-    data = os.urandom(MIB)
-    fd = os.open(folder / "sequential", os.O_CREAT | os.O_RDWR)
-    try:
-        rates = []
-        for _ in range(3):
-            start = time.perf_counter()
-            for number in range(256):
-                os.pwrite(fd, data, number * MIB)
-            rates.append(256 * MIB / (time.perf_counter() - start) / 1e9)
-        return max(rates[1:])
-    finally:
-        os.close(fd)
-
-
-def writes(folder: Path) -> float:
-    """Microseconds for a 4 KiB overwrite."""
-    fd = os.open(folder / "small", os.O_CREAT | os.O_RDWR)
-    try:
-        data = os.urandom(4096)
+def timed(at: Place, count: int, once: Callable[[int], None]) -> tuple[float, float]:
+    """Median seconds of one call, and CPU seconds a call, of `count` calls."""
+    took = []
+    before = cpu_s(at)
+    for number in range(count):
         start = time.perf_counter()
-        for number in range(2000):
-            os.pwrite(fd, data, number % 64 * 4096)
-        return (time.perf_counter() - start) / 2000 * 1e6
+        once(number)
+        took.append(time.perf_counter() - start)
+    return statistics.median(took), (cpu_s(at) - before) / count
+
+
+@contextmanager
+def scratch_file(at: Place, size: int) -> Iterator[int]:
+    """A file of 64 pieces of `size` that is there already: overwriting is what databases do."""
+    path = at.folder / f"scratch-{size}"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        if os.fstat(fd).st_size < 64 * size:
+            for number in range(64):
+                os.pwrite(fd, bytes(size), number * size)
+        yield fd
     finally:
         os.close(fd)
 
 
-def creates(folder: Path) -> float:
-    """Files a second: create, write 4 KiB, close."""
-    data = os.urandom(4096)
-    where = folder / "many"
+def writes(at: Place, into: dict[str, list[float]]) -> None:
+    """Overwrites of 1 MiB in sequence and of 4 KiB, the latter also with fdatasync."""
+    large, small = os.urandom(MIB), os.urandom(4096)
+    with scratch_file(at, MIB) as fd:
+        wall, cpu = timed(at, 40, lambda number: _put(fd, large, number % 64 * MIB))
+    into["1 MiB GB/s"].append(MIB / wall / 1e9)
+    into["CPU us"].append(cpu * 1e6)
+    with scratch_file(at, 4096) as fd:
+        wall, cpu = timed(at, 300, lambda number: _put(fd, small, number % 64 * 4096))
+        into["4 KiB us"].append(wall * 1e6)
+        into["its CPU us"].append(cpu * 1e6)
+        wall, _ = timed(at, 100, lambda number: _put(fd, small, number % 64 * 4096, sync=True))
+        into["4 KiB + fdatasync us"].append(wall * 1e6)
+    at.settle()
+
+
+def _put(fd: int, data: bytes, offset: int, sync: bool = False) -> None:
+    os.pwrite(fd, data, offset)
+    if sync:
+        os.fdatasync(fd)
+
+
+def creates(at: Place, into: dict[str, list[float]]) -> None:
+    """Small files a second: create, write 4 KiB, close; then unlinked."""
+    data, where = os.urandom(4096), at.folder / "many"
     where.mkdir()
-    start = time.perf_counter()
-    for number in range(2000):
+
+    def once(number: int) -> None:
         fd = os.open(where / str(number), os.O_CREAT | os.O_WRONLY | os.O_EXCL)
         os.write(fd, data)
         os.close(fd)
-    took = time.perf_counter() - start
+
+    wall, _ = timed(at, 300, once)
+    into["creates/s"].append(1 / wall)
     shutil.rmtree(where)
-    return 2000 / took
+    at.settle()
 
 
-def transactions(folder: Path, clients: int, seconds: int) -> float:
-    """pgbench TPC-B transactions a second, fsync on."""
-    data, sockets = folder / "data", Path(tempfile.mkdtemp(prefix="mirrorfs-pg-"))
-    try:
-        if not data.exists():
-            data.mkdir(mode=0o700)
-            shutil.chown(data, "postgres", "postgres")
-            as_postgres(postgres_programs() / "initdb", "-D", data, "-A", "trust", "--no-instructions")
-        shutil.chown(sockets, "postgres", "postgres")
-        with postgres(data, sockets) as programs:
-            bench = [programs / "pgbench", "-h", sockets, "postgres"]
-            as_postgres(*bench, "-i", "-q", "-s", "5")
-            said = as_postgres(*bench, "-c", str(clients), "-j", "1", "-T", str(seconds), "-n")
-        return float(next(line for line in said.splitlines() if line.startswith("tps")).split()[2])
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
-
-
-def measure(rounds: int, seconds: int, cases: list[str], database: bool) -> dict[str, dict[str, float]]:
-    """Medians over interleaved rounds: what disturbs the machine disturbs every case."""
-    tests: dict[str, Callable[[Path], float]] = {
-        "1 MiB sequential GB/s": sequential,
-        "4 KiB write us": writes,
-        "creates/s": creates,
-    }
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with (
-        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="mirrorfs-") as scratch,
-        disk(Path(scratch), "one", "3G") as one,
-        disk(Path(scratch), "two", "3G") as two,
-    ):
-        Path(scratch).chmod(0o755)
+def file_system(cases: list[str], rounds: int) -> Medians:
+    """Writes and creates on tmpfs, beside bare loopback."""
+    found: Series = defaultdict(lambda: defaultdict(list))
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="mirrorfs-") as scratch, ExitStack() as stack:
+        base = Path(scratch)
+        disks = (base / "one", base / "two")
+        for each in disks:
+            each.mkdir()
+        keys = credentials(base / "keys")
+        places = {case: stack.enter_context(place(case, disks)) for case in cases}
+        kinds = {"loopback TCP": None, "loopback TLS": keys}
+        bare = {name: stack.enter_context(loopback(of)) for name, of in kinds.items()}
         for _ in range(rounds):
-            for case in cases:
-                with place(case, (one, two)) as folder:
-                    for name, test in tests.items():
-                        found[case][name].append(test(folder))
-                    for clients in (1, 8) if database and case in {"bare", "strict", "barrier"} else ():
-                        found[case][f"pgbench {clients} tps"].append(transactions(folder, clients, seconds))
+            for case, at in places.items():
+                writes(at, found[case])
+                creates(at, found[case])
+            for name, copy in bare.items():
+                found[name]["1 MiB GB/s"].append(copy(40))
+    return medians(found)
+
+
+class Database:
+    """A PostgreSQL cluster with pgbench's tables, in `folder`/data."""
+
+    def __init__(self, folder: Path, sockets: Path) -> None:
+        self._data, self._sockets = folder / "data", sockets
+        self._sockets.mkdir()
+        shutil.chown(self._sockets, "postgres", "postgres")
+
+    def make(self) -> None:
+        """Fill an empty folder."""
+        self._data.mkdir(mode=0o700)
+        shutil.chown(self._data, "postgres", "postgres")
+        initdb = postgres_programs() / "initdb"
+        as_postgres(initdb, "-D", self._data, "-A", "trust", "--no-instructions", "--no-sync")
+        with postgres(self._data, self._sockets):
+            self._pgbench("-i", "-q", "-s", "5")
+
+    def _pgbench(self, *options: str) -> str:
+        return as_postgres(postgres_programs() / "pgbench", "-h", self._sockets, *options, "postgres")
+
+    def run(self, seconds: int, clients: tuple[int, ...], into: dict[str, list[float]]) -> None:
+        """TPC-B with fsync on."""
+        with postgres(self._data, self._sockets):
+            for count in clients:
+                said = self._pgbench("-c", str(count), "-j", "1", "-T", str(seconds), "-n")
+                tps = next(line for line in said.splitlines() if line.startswith("tps")).split()[2]
+                into[f"pgbench {count} tps"].append(float(tps))
+
+
+@contextmanager
+def databases(wanted: dict[str, tuple[str, float]]) -> Iterator[dict[str, tuple[Place, Database]]]:
+    """For each name (case, added round trip in ms): a place and a cluster in it, all there at the same time."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="mirrorfs-") as scratch, ExitStack() as stack:
+        base = Path(scratch)
+        base.chmod(0o755)
+        seed = base / "seed"
+        seed.mkdir(mode=0o755)
+        Database(seed, base / "sockets").make()
+        disks = (stack.enter_context(disk(base, "one", "4G")), stack.enter_context(disk(base, "two", "4G")))
+        made = {}
+        for number, (name, (case, round_trip_ms)) in enumerate(wanted.items()):
+            at = stack.enter_context(place(case, disks, round_trip_ms, seed))
+            made[name] = (at, Database(at.folder, base / f"sockets-{number}"))
+        yield made
+
+
+def transactions(cases: list[str], rounds: int, seconds: int) -> Medians:
+    """pgbench in each case, in turns."""
+    found: Series = defaultdict(lambda: defaultdict(list))
+    with databases({case: (case, 0.0) for case in cases}) as made:
+        for _ in range(rounds):
+            for case, (_, database) in made.items():
+                database.run(seconds, CLIENTS, found[case])
+    return medians(found)
+
+
+def slow_links(rounds: int, seconds: int) -> Medians:
+    """strict and barrier with round trips added, writes and pgbench."""
+    found: Series = defaultdict(lambda: defaultdict(list))
+    wanted = {f"{case}, +{ms} ms": (case, ms) for ms in ROUND_TRIPS_MS for case in ("strict", "barrier")}
+    with databases({"bare": ("bare", 0.0)} | wanted) as made:
+        for _ in range(rounds):
+            for name, (at, database) in made.items():
+                writes(at, found[name])
+                database.run(seconds, CLIENTS, found[name])
+    return medians(found)
+
+
+def medians(found: Series) -> Medians:
+    """One figure of each series."""
     return {case: {name: statistics.median(values) for name, values in of.items()} for case, of in found.items()}
 
 
+def show(title: str, figures: Medians) -> None:
+    """A table; every pgbench figure with its share of the bare directory's."""
+    columns = list(figures["bare"])
+    rows = []
+    for case, of in figures.items():
+        cells = [round(of[name], 2 if of[name] < 100 else 0) if name in of else "-" for name in columns]
+        bare = figures["bare"]
+        cells += [round(of[name] / bare[name], 2) for name in columns if name.endswith("tps")]
+        rows.append([case, *cells])
+    shares = [f"{name.removesuffix(' tps')} / bare" for name in columns if name.endswith("tps")]
+    print(f"\n{title}\n{table(['case', *columns, *shares], rows)}", flush=True)
+
+
+def measure(quick: bool, only: str | None, uring: bool) -> None:
+    """The parts that are wanted; `uring`: the kernel has FUSE over io_uring."""
+    figures: dict[str, Medians] = {}
+    if only in {None, "writes"}:
+        found = figures["writes"] = file_system(CASES, 3 if quick else 25)
+        show("writes and creates on tmpfs (medians)", found)
+        tls, plain = (found[f"loopback {kind}"]["1 MiB GB/s"] for kind in ("TLS", "TCP"))
+        share = {"TCP": found["strict"]["1 MiB GB/s"] / plain, "TLS": found["strict, TLS"]["1 MiB GB/s"] / tls}
+        print(f"strict 1 MiB: {share['TCP']:.2f} of bare loopback TCP; with TLS {share['TLS']:.2f} of loopback TLS")
+    if only in {None, "pgbench"}:
+        figures["pgbench"] = transactions(DATABASE_CASES, 1 if quick else 4, 2 if quick else 4)
+        show("pgbench TPC-B on ext4 (medians)", figures["pgbench"])
+    if only in {None, "links"}:
+        figures["links"] = slow_links(1 if quick else 2, 2 if quick else 3)
+        show("round trips added (medians; ext4)", figures["links"])
+    print(publish("mirror-write", {"quick": quick, "io_uring": uring, "medians": figures}))
+
+
 def main() -> None:
-    """Measure, print a table, keep JSON."""
+    """Measure, print tables, keep JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=4, help="of each pgbench run")
-    parser.add_argument("--no-database", action="store_true")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="bare is always measured")
+    parser.add_argument("--quick", action="store_true", help="few rounds: a try, not a figure")
+    parser.add_argument("--only", choices=["writes", "pgbench", "links"], help="one of the three parts")
     arguments = parser.parse_args()
-    cases = [case for case in CASES if case == "bare" or case in arguments.cases]
-    medians = measure(arguments.rounds, arguments.seconds, cases, not arguments.no_database)
-    columns = list(medians["bare"])
-    rows = [[case, *(round(medians[case].get(name, 0), 2) or "-" for name in columns)] for case in cases]
-    print(table(["case", *columns], rows))
-    print(publish("mirror-write", {"rounds": arguments.rounds, "medians": medians}))
+    with uring_switch() as uring:
+        measure(arguments.quick, arguments.only, uring)
 
 
 if __name__ == "__main__":

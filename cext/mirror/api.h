@@ -66,6 +66,7 @@ struct mirror_config {
 	uint32_t decide_ms; // time in `undecided` after which changes are refused; 0: for ever
 	uint64_t lag_bytes; // barrier, async: beyond this much unacknowledged, operations wait
 	int confirm;	    // no change before its event is confirmed
+	int uring;	    // FUSE over io_uring, if the kernel allows it
 };
 
 struct mirror_stats {
@@ -82,6 +83,10 @@ struct mirror_stats {
 	uint64_t waiting;
 	uint64_t events;
 	uint64_t nodes;
+	uint64_t lag_us;   // age of the oldest frame that the peer has not acknowledged
+	uint64_t write_us; // what changes and what syncs took of late, until they were answered (moving average)
+	uint64_t sync_us;
+	int uring;		 // requests come over io_uring
 	uint64_t replies_us[32]; // replies that waited for the peer, by log2 of microseconds
 };
 

@@ -230,7 +230,7 @@ void do_getxattr(struct worker *worker)
 	const struct fuse_getxattr_in *in = (const void *)worker->body;
 	struct node *node = node_of(worker->fs, worker->in->nodeid);
 	uint32_t room = in->size < 65536 ? in->size : 65536;
-	char *value = worker->buffer + 8192;
+	char *value = worker->room;
 	int fd = node_get(worker->fs, node);
 	ssize_t size = fd < 0 ? fd : inode_getxattr(fd, (const char *)(in + 1), room ? value : NULL, room);
 
@@ -260,7 +260,7 @@ void do_listxattr(struct worker *worker)
 	const struct fuse_getxattr_in *in = (const void *)worker->body;
 	struct node *node = node_of(worker->fs, worker->in->nodeid);
 	uint32_t room = in->size;
-	char *list = worker->buffer + 8192;
+	char *list = worker->room;
 	int fd = node_get(worker->fs, node);
 	ssize_t size = fd < 0 ? fd : inode_listxattr(fd, list, 65536);
 

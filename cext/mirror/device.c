@@ -16,6 +16,8 @@
 #include "engine.h"
 
 #define BUFFER (MAX_WRITE + 65536)
+// Of fuse.h 7.42, among flags2: more than Debian 12's header knows.
+#define OVER_IO_URING (1u << 9)
 
 // Cached, written through: every write(2) comes here before it returns, and the page cache serves reads and mmap().
 // Not FUSE_WRITEBACK_CACHE: it would acknowledge writes that the peer has not seen.
@@ -43,6 +45,13 @@ static int shake_hands(struct mirror *fs, char *buffer)
 	out.init.minor = FUSE_KERNEL_MINOR_VERSION;
 	out.init.max_readahead = init->max_readahead;
 	out.init.flags = init->flags & wanted;
+	if (fs->uring && init->flags & FUSE_INIT_EXT && init->flags2 & OVER_IO_URING) {
+		out.init.flags |= FUSE_INIT_EXT;
+		out.init.flags2 = OVER_IO_URING;
+	} else {
+		uring_free(fs->uring);
+		fs->uring = NULL;
+	}
 	out.init.max_background = 64;
 	out.init.congestion_threshold = 48;
 	out.init.max_write = MAX_WRITE;
@@ -167,20 +176,32 @@ static handler *const handlers[] = {
     [FUSE_FSYNCDIR] = do_fsyncdir,
 };
 
-static void dispatch(struct worker *worker, size_t size)
+void device_serve(struct worker *worker)
 {
-	uint32_t opcode;
+	uint32_t opcode = worker->in->opcode;
 
-	worker->in = (struct fuse_in_header *)worker->buffer;
-	worker->body = worker->buffer + sizeof(*worker->in);
-	worker->size = size - sizeof(*worker->in);
-	opcode = worker->in->opcode;
-	worker->buffer[size] = 0;
 	__atomic_fetch_add(&worker->fs->stats.requests, 1, __ATOMIC_RELAXED);
 	if (opcode < sizeof(handlers) / sizeof(*handlers) && handlers[opcode])
 		handlers[opcode](worker);
 	else
 		reply(worker, -ENOSYS, NULL, 0);
+}
+
+static void dispatch(struct worker *worker, size_t size)
+{
+	worker->in = (struct fuse_in_header *)worker->buffer;
+	worker->body = worker->buffer + sizeof(*worker->in);
+	worker->size = size - sizeof(*worker->in);
+	// The request is read already, so the answer may take its place.
+	worker->room = worker->buffer + 8192;
+	worker->buffer[size] = 0;
+	device_serve(worker);
+}
+
+void device_ended(struct mirror *fs)
+{
+	if (atomic_fetch_sub(&fs->alive, 1) == 1)
+		event_say(fs, MIRROR_EVENT_UNMOUNTED, 0, "the file system is no longer mounted");
 }
 
 void *device_worker(void *context)
@@ -198,8 +219,7 @@ void *device_worker(void *context)
 		else if (size >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
 			break; // unmounted or aborted
 	}
-	if (atomic_fetch_sub(&fs->alive, 1) == 1)
-		event_say(fs, MIRROR_EVENT_UNMOUNTED, 0, "the file system is no longer mounted");
+	device_ended(fs);
 	free(worker->buffer);
 	return NULL;
 }

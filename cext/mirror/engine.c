@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include "engine.h"
 
-static int start_thread(pthread_t *thread, void *(*run)(void *), void *context)
+int thread_start(pthread_t *thread, void *(*run)(void *), void *context)
 {
 	sigset_t all, before;
 	int error;
@@ -37,7 +37,7 @@ static int start_worker(struct mirror *fs)
 	error = worker->device < 0 ? worker->device : 0;
 	atomic_fetch_add(&fs->alive, 1);
 	if (!error)
-		error = start_thread(&fs->threads[fs->workers], device_worker, worker);
+		error = thread_start(&fs->threads[fs->workers], device_worker, worker);
 	if (error) {
 		atomic_fetch_sub(&fs->alive, 1);
 		free(worker->buffer);
@@ -64,6 +64,7 @@ static int prepare(struct mirror *fs, const struct mirror_config *config)
 	fs->last = &fs->first;
 	fs->queue_end = &fs->queue;
 	pthread_mutex_init(&fs->stream_lock, NULL);
+	pthread_mutex_init(&fs->acks_lock, NULL);
 	pthread_cond_init(&fs->stream_wake, NULL);
 	pthread_cond_init(&fs->idle_wake, NULL);
 	pthread_cond_init(&fs->thaw_wake, NULL);
@@ -93,6 +94,8 @@ struct mirror *mirror_start(const struct mirror_config *config, char *error, int
 			snprintf(error, (size_t)error_size, "the directory's file system has no file handles: %s",
 				 strerror(-code));
 	}
+	if (!code && config->uring)
+		fs->uring = uring_new(fs);
 	if (!code)
 		code = device_mount(fs, error, error_size);
 	if (code) {
@@ -101,8 +104,10 @@ struct mirror *mirror_start(const struct mirror_config *config, char *error, int
 	}
 	while (!code && fs->workers < wanted)
 		code = start_worker(fs);
+	if (!code && fs->uring)
+		code = uring_start(fs->uring);
 	if (!code)
-		code = start_thread(&fs->clock, peer_clock, fs);
+		code = thread_start(&fs->clock, peer_clock, fs);
 	if (code) {
 		snprintf(error, (size_t)error_size, "threads cannot be started: %s", strerror(-code));
 		mirror_stop(fs, 1);
@@ -118,8 +123,11 @@ static void end_threads(struct mirror *fs)
 		return;
 	pthread_join(fs->sender, NULL);
 	pthread_join(fs->acks, NULL);
+	pthread_mutex_lock(&fs->acks_lock);
 	close(fs->link.fd);
 	fs->link.fd = -1;
+	fs->ack_have = 0;
+	pthread_mutex_unlock(&fs->acks_lock);
 	fs->threads_on = false;
 }
 
@@ -192,9 +200,10 @@ int mirror_attach(struct mirror *fs, int fd, struct mirror_tls *tls, uint64_t se
 	fs->state = MIRROR_PAIRED;
 	if (fs->config.confirm)
 		event_say(fs, MIRROR_EVENT_ATTACHED, 0, "");
-	code = start_thread(&fs->sender, peer_sender, fs);
+	atomic_store(&fs->acks_from, session << 20 | (uint64_t)fd);
+	code = thread_start(&fs->sender, peer_sender, fs);
 	if (!code)
-		code = start_thread(&fs->acks, peer_acks, fs);
+		code = thread_start(&fs->acks, peer_acks, fs);
 	fs->threads_on = !code;
 	if (code)
 		fs->state = MIRROR_UNDECIDED;
@@ -320,6 +329,10 @@ void mirror_read_stats(struct mirror *fs, struct mirror_stats *stats)
 	stats->applied_seq = fs->applied;
 	stats->lag_bytes = fs->lag_bytes;
 	stats->lag_frames = fs->lag_frames;
+	stats->lag_us = fs->first && fs->first->seq ? (clock_ns() - fs->first->sent_ns) / 1000 : 0;
+	stats->write_us = atomic_load(&fs->write_ns) / 1000;
+	stats->sync_us = atomic_load(&fs->sync_ns) / 1000;
+	stats->uring = fs->uring != NULL;
 	pthread_mutex_lock(&fs->nodes_lock);
 	stats->nodes = fs->node_count;
 	pthread_mutex_unlock(&fs->nodes_lock);
@@ -352,11 +365,14 @@ void mirror_free(struct mirror *fs)
 	pthread_mutex_unlock(&fs->events.lock);
 	for (int i = 0; i < fs->workers; i++)
 		pthread_join(fs->threads[i], NULL);
+	if (fs->uring)
+		uring_join(fs->uring);
 	if (fs->clock)
 		pthread_join(fs->clock, NULL);
 	mirror_detach(fs);
 	peer_finish(fs, peer_take_pending(fs), -EIO);
 	stream_drop_queue(fs);
+	uring_free(fs->uring);
 	if (fs->device >= 0)
 		close(fs->device);
 	nodes_free(fs);

@@ -55,10 +55,12 @@ struct node {
 struct op {
 	uint64_t unique;
 	int device;
+	struct slot *slot; // instead of `device`, if the request came over io_uring
 	atomic_int waits;
 	atomic_int error;
 	struct node *entry; // its lookup count goes down again if the kernel does not take the reply
 	uint64_t started_ns;
+	bool sync;
 	uint32_t size;
 	char reply[sizeof(struct fuse_entry_out) + sizeof(struct fuse_open_out)];
 };
@@ -95,6 +97,7 @@ struct mirror {
 	char *mount_point;
 	char *patterns;
 	int root_fd, device, workers;
+	struct uring *uring; // NULL: only /dev/fuse
 	dev_t root_dev;
 	pthread_t threads[MAX_WORKERS], sender, acks, clock;
 	atomic_bool stopping;
@@ -112,6 +115,12 @@ struct mirror {
 	bool frozen; // changes wait before they begin
 	int state, ack;
 	struct transport link;
+	pthread_mutex_t acks_lock; // before stream_lock: who reads acknowledgements
+	char ack_bytes[256 * sizeof(struct ack)];
+	size_t ack_have;
+	_Atomic uint64_t write_ns, sync_ns; // moving averages
+	_Atomic uint64_t acks_from;	    // the session and its socket, for whoever waits with poll; 0: no peer
+	atomic_uint acks_read_beside;	    // by rings, so that the ack thread need not wake up as well
 	uint64_t session, epoch, seq, applied, lag_bytes, lag_frames, queued;
 	uint64_t said_ns, heard_ns, lost_ns;
 	bool threads_on;
@@ -129,10 +138,13 @@ struct mirror {
 struct worker {
 	struct mirror *fs;
 	int device;
+	struct slot *slot; // instead of `device`, if the request came over io_uring
 	char *buffer;
+	char *room; // for an answer, behind the request's own names
 	struct fuse_in_header *in;
 	const char *body; // after the header
 	size_t size;	  // of body
+	struct op *op;	  // begun, and deferred
 };
 
 // node.c
@@ -233,6 +245,7 @@ void times_send_all(struct mirror *fs);
 void peer_lost(struct mirror *fs, int code, const char *why); // lock held
 void *peer_sender(void *fs);
 void *peer_acks(void *fs);
+void peer_look_for_acks(struct mirror *fs); // does not wait
 void *peer_clock(void *fs);
 struct pending *peer_take_pending(struct mirror *fs); // lock held
 void peer_finish(struct mirror *fs, struct pending *list, int error);
@@ -240,8 +253,22 @@ void peer_finish(struct mirror *fs, struct pending *list, int error);
 // device.c
 int device_mount(struct mirror *fs, char *error, int error_size);
 void *device_worker(void *worker);
+void device_serve(struct worker *worker);
+void device_ended(struct mirror *fs); // one of those who serve requests is at its end
 void device_abort(struct mirror *fs);
 int device_clone(struct mirror *fs);
+
+// uring.c
+struct uring *uring_new(struct mirror *fs); // NULL: the kernel does not allow it
+int uring_start(struct uring *all);
+void uring_join(struct uring *all);
+void uring_free(struct uring *all);
+int uring_answer(struct slot *slot, uint64_t unique, int error, const void *data, size_t size);
+// The request is served again from its beginning where it may block. False: it may block here.
+bool uring_defer(struct worker *worker);
+
+// engine.c
+int thread_start(pthread_t *thread, void *(*run)(void *), void *context);
 
 // what the worker calls, by opcode: names.c, files.c, ranges.c, attrs.c, listing.c
 typedef void handler(struct worker *worker);

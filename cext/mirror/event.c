@@ -160,6 +160,33 @@ void event_wait_room(struct event_ring *ring)
 	pthread_mutex_unlock(&ring->lock);
 }
 
+// Tells of a change that is to come; the number that must be confirmed before it, 0 if none.
+static uint64_t announce(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
+{
+	uint64_t number;
+
+	if (node->excluded)
+		return 0;
+	if (fs->config.confirm)
+		event_wait_room(&fs->events);
+	pthread_mutex_lock(&fs->stream_lock);
+	number = (fs->config.confirm ? dirty_tell : tell)(fs, kind, node, offset, length);
+	pthread_mutex_unlock(&fs->stream_lock);
+	return fs->config.confirm ? number : 0;
+}
+
+static bool is_confirmed(struct event_ring *ring, uint64_t number)
+{
+	bool confirmed;
+
+	if (!number)
+		return true;
+	pthread_mutex_lock(&ring->lock);
+	confirmed = ring->confirmed >= number;
+	pthread_mutex_unlock(&ring->lock);
+	return confirmed;
+}
+
 void event_wait(struct event_ring *ring, uint64_t number)
 {
 	// A worker waits here for this node's own disk, once for each zone between two checkpoints; not for the
@@ -172,17 +199,22 @@ void event_wait(struct event_ring *ring, uint64_t number)
 
 void change_also(struct mirror *fs, int kind, struct node *node, uint64_t offset, uint64_t length)
 {
-	uint64_t number;
+	event_wait(&fs->events, announce(fs, kind, node, offset, length));
+}
 
-	if (node->excluded)
-		return;
-	if (fs->config.confirm)
-		event_wait_room(&fs->events);
+// Enters the gate if nothing holds changes back now.
+static bool slip_in(struct mirror *fs)
+{
+	bool frozen;
+
+	if (pthread_rwlock_tryrdlock(&fs->gate))
+		return false;
 	pthread_mutex_lock(&fs->stream_lock);
-	number = (fs->config.confirm ? dirty_tell : tell)(fs, kind, node, offset, length);
+	frozen = fs->frozen;
 	pthread_mutex_unlock(&fs->stream_lock);
-	if (fs->config.confirm)
-		event_wait(&fs->events, number);
+	if (frozen)
+		pthread_rwlock_unlock(&fs->gate);
+	return !frozen;
 }
 
 // Returns inside the gate, in a moment in which changes may begin.
@@ -206,9 +238,14 @@ static void enter_gate(struct mirror *fs)
 bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t offset, uint64_t length)
 {
 	struct mirror *fs = worker->fs;
+	uint64_t number;
 	bool refused;
 
-	enter_gate(fs);
+	if (!slip_in(fs)) {
+		if (uring_defer(worker))
+			return false;
+		enter_gate(fs);
+	}
 	pthread_mutex_lock(&fs->stream_lock);
 	refused = fs->state == MIRROR_REFUSING && !node->excluded;
 	pthread_mutex_unlock(&fs->stream_lock);
@@ -217,7 +254,14 @@ bool change_begin(struct worker *worker, int kind, struct node *node, uint64_t o
 		reply(worker, -EIO, NULL, 0);
 		return false;
 	}
-	change_also(fs, kind, node, offset, length);
+	number = announce(fs, kind, node, offset, length);
+	if (!is_confirmed(&fs->events, number)) {
+		if (uring_defer(worker)) {
+			change_end(fs);
+			return false;
+		}
+		event_wait(&fs->events, number);
+	}
 	if (atomic_load(&fs->stopping) && fs->config.confirm) {
 		// Nobody keeps the log any more.
 		pthread_rwlock_unlock(&fs->gate);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include "engine.h"
 
@@ -51,19 +52,40 @@ void do_flush(struct worker *worker)
 	reply(worker, -ENOSYS, NULL, 0); // nothing is kept back, and locks are the kernel's own: it need not ask again
 }
 
+// What the page cache has, on a thread that must not wait for the disk; -EAGAIN if that is not all.
+static ssize_t read_cached(struct worker *worker, int fd, char *data, size_t size, uint64_t offset)
+{
+	struct iovec part = {data, size};
+	struct stat st;
+	ssize_t got;
+
+	if (!worker->slot)
+		return -EAGAIN;
+	got = preadv2(fd, &part, 1, (off_t)offset, RWF_NOWAIT);
+	if (got == (ssize_t)size)
+		return got;
+	// Shorter than wanted is right only at the end of the file.
+	if (got < 0 || fstat(fd, &st) || offset + (uint64_t)got < (uint64_t)st.st_size)
+		return -EAGAIN;
+	return got;
+}
+
 void do_read(struct worker *worker)
 {
 	const struct fuse_read_in *in = (const void *)worker->body;
 	uint32_t size = in->size < MAX_WRITE ? in->size : MAX_WRITE;
 	int fd = file_of(in->fh)->fd;
 	uint64_t offset = in->offset;
-	// The request is read already, so the answer may take its place, behind the header that reply() still needs.
-	char *data = worker->buffer + 4096;
-	ssize_t got;
+	char *data = worker->room;
+	ssize_t got = read_cached(worker, fd, data, size, offset);
 
-	do
-		got = pread(fd, data, size, (off_t)offset);
-	while (got < 0 && errno == EINTR);
+	if (got == -EAGAIN && uring_defer(worker))
+		return;
+	if (got == -EAGAIN) {
+		do
+			got = pread(fd, data, size, (off_t)offset);
+		while (got < 0 && errno == EINTR);
+	}
 	reply(worker, got < 0 ? -errno : 0, data, got < 0 ? 0 : (size_t)got);
 }
 
@@ -173,7 +195,7 @@ void do_write(struct worker *worker)
 static void sync_inode(struct worker *worker, int fd, struct node *node, bool data_only)
 {
 	struct mirror *fs = worker->fs;
-	struct op *op = op_new(worker);
+	struct op *op = worker->op ? worker->op : op_new(worker);
 	struct change change = {.frame = {.op = WIRE_SYNC, .flags = data_only ? WIRE_DATA_ONLY : 0},
 				.node = node,
 				.op = op,
@@ -183,9 +205,16 @@ static void sync_inode(struct worker *worker, int fd, struct node *node, bool da
 		reply(worker, -ENOMEM, NULL, 0);
 		return;
 	}
-	if (!data_only)
-		times_send(fs, node);
-	stream_change(fs, &change);
+	if (!worker->op) {
+		op->sync = true;
+		if (!data_only)
+			times_send(fs, node);
+		stream_change(fs, &change);
+		worker->op = op;
+		if (uring_defer(worker))
+			return; // it comes here again
+	}
+	worker->op = NULL;
 	op_done(fs, op, (data_only ? fdatasync(fd) : fsync(fd)) ? -errno : 0);
 }
 

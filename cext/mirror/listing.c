@@ -112,7 +112,7 @@ static void list(struct worker *worker, bool plus)
 	const struct fuse_read_in *in = (const void *)worker->body;
 	struct open_dir *dir = (struct open_dir *)(uintptr_t)in->fh;
 	size_t room = in->size < 65536 ? in->size : 65536, used;
-	char *out = worker->buffer + 4096;
+	char *out = worker->room;
 	int error = 0;
 
 	pthread_mutex_lock(&dir->lock);

@@ -14,6 +14,7 @@ void peer_lost(struct mirror *fs, int code, const char *why)
 	if (fs->state != MIRROR_PAIRED)
 		return;
 	fs->state = MIRROR_UNDECIDED;
+	atomic_store(&fs->acks_from, 0);
 	fs->generation++;
 	fs->lost_ns = clock_ns();
 	stream_drop_queue(fs);
@@ -150,23 +151,24 @@ static void take_ack(struct mirror *fs, const struct ack *ack, struct pending **
 	}
 }
 
-// Reads what is here. False when the connection is over.
-static bool read_acks(struct mirror *fs, char *buffer, size_t room, size_t *have)
+// Reads what is here; acks_lock held. 1, 0 if nothing was here, -1 when the connection is over.
+static int read_acks(struct mirror *fs)
 {
 	struct pending *list = NULL, **done = &list;
-	ssize_t got = transport_receive(&fs->link, buffer + *have, room - *have);
+	ssize_t got = transport_receive(&fs->link, fs->ack_bytes + fs->ack_have, sizeof(fs->ack_bytes) - fs->ack_have);
 	size_t at = 0;
 	bool goes_on;
 
 	if (got == -EAGAIN)
-		return transport_wait(&fs->link, 0, 500) >= 0;
+		return 0;
 	pthread_mutex_lock(&fs->stream_lock);
 	if (got <= 0)
 		peer_lost(fs, got ? (int)-got : ECONNRESET, "the peer closed the connection");
-	for (*have += got > 0 ? (size_t)got : 0; *have - at >= sizeof(struct ack); at += sizeof(struct ack)) {
+	for (fs->ack_have += got > 0 ? (size_t)got : 0; fs->ack_have - at >= sizeof(struct ack);
+	     at += sizeof(struct ack)) {
 		struct ack ack;
 
-		memcpy(&ack, buffer + at, sizeof(ack));
+		memcpy(&ack, fs->ack_bytes + at, sizeof(ack));
 		if (fs->state == MIRROR_PAIRED)
 			take_ack(fs, &ack, &done);
 	}
@@ -174,21 +176,51 @@ static bool read_acks(struct mirror *fs, char *buffer, size_t room, size_t *have
 		pthread_cond_broadcast(&fs->idle_wake);
 	goes_on = fs->state == MIRROR_PAIRED;
 	pthread_mutex_unlock(&fs->stream_lock);
-	memmove(buffer, buffer + at, *have - at);
-	*have -= at;
+	memmove(fs->ack_bytes, fs->ack_bytes + at, fs->ack_have - at);
+	fs->ack_have -= at;
 	peer_finish(fs, list, 0);
-	return goes_on;
+	return goes_on ? 1 : -1;
+}
+
+void peer_look_for_acks(struct mirror *fs)
+{
+	// Whoever reads now reads all; what comes behind it wakes the next poll.
+	if (pthread_mutex_trylock(&fs->acks_lock))
+		return;
+	atomic_fetch_add(&fs->acks_read_beside, 1);
+	while (atomic_load(&fs->acks_from) && read_acks(fs) > 0)
+		;
+	pthread_mutex_unlock(&fs->acks_lock);
+}
+
+// While rings read the acknowledgements of their own operations, this thread only looks now and then.
+static int wait_for_acks(struct mirror *fs, unsigned *beside)
+{
+	unsigned now = atomic_load(&fs->acks_read_beside);
+	struct timespec pause = {0, 5000000};
+
+	if (now == *beside)
+		return transport_wait(&fs->link, 0, 500);
+	*beside = now;
+	nanosleep(&pause, NULL);
+	return 0;
 }
 
 void *peer_acks(void *context)
 {
 	struct mirror *fs = context;
-	char buffer[256 * sizeof(struct ack)];
-	size_t have = 0;
+	unsigned beside = atomic_load(&fs->acks_read_beside);
 	bool paired = true;
 
 	prctl(PR_SET_NAME, "mirror-acks");
-	while (paired && read_acks(fs, buffer, sizeof(buffer), &have)) {
+	while (paired) {
+		int got;
+
+		pthread_mutex_lock(&fs->acks_lock);
+		got = read_acks(fs);
+		pthread_mutex_unlock(&fs->acks_lock);
+		if (got < 0 || (got == 0 && wait_for_acks(fs, &beside) < 0))
+			return NULL;
 		pthread_mutex_lock(&fs->stream_lock);
 		paired = fs->state == MIRROR_PAIRED;
 		pthread_mutex_unlock(&fs->stream_lock);

@@ -10,8 +10,8 @@
 #include <unistd.h>
 #include "receiver.h"
 
-#define BUFFER	  (1 << 20)
-#define ACK_EVERY (256 * 1024) // bytes applied without a word, if nobody waits
+#define BUFFER	  (320 << 10) // small enough to stay in the cache
+#define ACK_EVERY (1 << 20)   // bytes applied without a word, if nobody waits
 
 struct intake {
 	char *buffer;

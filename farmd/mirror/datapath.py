@@ -77,7 +77,11 @@ class DataEvent:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a primary is mounted and how long it waits. Times in milliseconds, `lag_bytes` unacknowledged at most."""
+    """How a primary is mounted and how long it waits. Times in milliseconds, `lag_bytes` unacknowledged at most.
+
+    `uring`: requests come over io_uring if the kernel has it and its administrator switched it on (Linux 6.14,
+    `/sys/module/fuse/parameters/enable_uring`); else over /dev/fuse.
+    """
 
     backing: Path
     mount_point: Path
@@ -89,11 +93,15 @@ class Settings:
     decide_ms: int = 0
     lag_bytes: int = 64 << 20
     confirm: bool = False
+    uring: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters since the start, and the lag now. `replies_us[i]` counts replies that waited 2**(i-1) to 2**i us."""
+    """Counters since the start, and the lag now; `lag_us` is the age of the oldest frame not acknowledged.
+
+    `write_us` and `sync_us` are what changes and syncs took of late: what a resync in the background must not raise.
+    `replies_us[i]` counts replies that waited 2**(i-1) to 2**i us."""
 
     state: State
     ack: Ack
@@ -108,6 +116,10 @@ class Stats:
     waiting: int
     events: int
     nodes: int
+    lag_us: int
+    write_us: int
+    sync_us: int
+    uring: bool
     replies_us: tuple[int, ...]
 
 
@@ -140,6 +152,7 @@ class WriteThrough:
             config.backing, config.mount_point, config.excluded = backing, mount_point, excluded
             config.workers, config.confirm = settings.workers, settings.confirm
             config.ack, config.state = _ACKS.index(settings.ack), _STATES.index(settings.state)
+            config.uring = settings.uring
             config.peer_ms, config.decide_ms = settings.peer_ms, settings.decide_ms
             config.lag_bytes = settings.lag_bytes
             error = ffi.new("char[200]")
@@ -240,9 +253,15 @@ class WriteThrough:
         """Counters and lag."""
         raw = self._ffi.new("struct mirror_stats *")
         self._lib.mirror_read_stats(self._fs, raw)
-        names = Stats.__dataclass_fields__.keys() - {"state", "ack", "replies_us"}
+        names = Stats.__dataclass_fields__.keys() - {"state", "ack", "uring", "replies_us"}
         numbers = {name: int(getattr(raw, name)) for name in names}
-        return Stats(state=_STATES[raw.state], ack=_ACKS[raw.ack], replies_us=tuple(raw.replies_us), **numbers)
+        return Stats(
+            state=_STATES[raw.state],
+            ack=_ACKS[raw.ack],
+            uring=bool(raw.uring),
+            replies_us=tuple(raw.replies_us),
+            **numbers,
+        )
 
     def unmount(self, force: bool = False) -> None:
         """Take the directory out of use. Raises DataPathError if files are open; `force` ends their use with errors."""

@@ -127,10 +127,14 @@ class Pair:
             raise
         return self
 
-    def join(self, tls: tuple[dict[str, str], dict[str, str]] | None = None) -> None:
-        """Start replication; both trees must be equal."""
+    def join(
+        self,
+        tls: tuple[dict[str, str], dict[str, str]] | None = None,
+        ends: tuple[socket.socket, socket.socket] | None = None,
+    ) -> None:
+        """Start replication, over `ends` or a connection of its own; both trees must be equal."""
         self.session += 1
-        ours, theirs = connected()
+        ours, theirs = ends or connected()
         with ours, theirs:
             order: dict[str, Any] = {"session": self.session, "epoch": 1}
             theirs_order = order | {"backing": str(self.copy)} | ({"tls": tls[1]} if tls else {})
