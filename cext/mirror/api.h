@@ -48,7 +48,7 @@ struct mirror_event {
 struct mirror_config {
 	int backing;		 // directory fd, opened before the mount
 	const char *mount_point; // where applications see it; may be the same path
-	const char *excluded;	 // patterns not replicated, one a line
+	const char *excluded;	 // patterns not replicated, one a line (exclude.h)
 	int workers;
 	int ack;	    // enum mirror_ack
 	int state;	    // enum mirror_state at the start: alone or undecided
@@ -87,6 +87,8 @@ struct mirror_tls_config {
 	uint32_t timeout_ms;
 };
 
+// Whether the entry at `path` below the directory, or a directory that it is in, is not replicated.
+int mirror_excludes(const char *patterns, const char *path);
 struct mirror *mirror_start(const struct mirror_config *config, char *error, int error_size);
 int mirror_stop(struct mirror *fs, int force);
 void mirror_free(struct mirror *fs);

@@ -29,7 +29,16 @@ _HANDSHAKE_S = 5.0
 class BulkPass:
     """One end of one pass. `run` may be called once; `stop` and `progress` at any time."""
 
-    def __init__(self, root: Path, record: Path, mode: Mode, passes: Pass, rate_bytes_s: int, probe_bytes: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        record: Path,
+        mode: Mode,
+        passes: Pass,
+        rate_bytes_s: int,
+        probe_bytes: int,
+        excluded: tuple[str, ...] = (),
+    ) -> None:
         changes = mode is Mode.SYNC
         self.mode = mode
         self._run = Run(
@@ -42,6 +51,7 @@ class BulkPass:
                 resume=changes,
                 rate_bytes_s=rate_bytes_s,
                 probe_bytes=probe_bytes,
+                excluded=excluded,
             )
         )
         self.findings: tuple[Finding, ...] = ()

@@ -65,7 +65,7 @@ class Following:
 
         async def answer() -> None:
             paths = [bytes.fromhex(one) for one in message["paths"]]
-            found = await asyncio.to_thread(fingerprint.of_all, self._root, paths)
+            found = await asyncio.to_thread(fingerprint.of_all, self._root, paths, self._config.exclude)
             self._say({"shell": "answer", "token": message["token"], "digests": found})
 
         self._start(answer())
@@ -102,15 +102,28 @@ class Following:
         if kind.name.lower() != message["kind"] or (changes and not self.receiving):
             sock.close()
             self._say({"shell": "answer", "token": token, "error": "this node does not receive now"})
+        elif kind is Kind.BULK and (unlike := self._unlike(message["shape"])):
+            sock.close()
+            self._say({"shell": "answer", "token": token, "error": unlike})
         elif kind is Kind.STREAM:
             self._start(self._stream(sock, message))
         else:
             self._start(self._pass(sock, message))
 
+    def _unlike(self, theirs: Message) -> str:
+        mine = self._config.shape
+        if theirs == mine:
+            return ""
+        said = [
+            f"{name}: {mine[name]} here, {theirs.get(name)} there" for name in mine if theirs.get(name) != mine[name]
+        ]
+        return f"the two nodes were not created alike ({'; '.join(said)}): create one of them anew"
+
     async def _pass(self, sock: socket.socket, message: Message) -> None:
         answer: Message = {"shell": "answer", "token": message["token"]}
         root, record = Path(path_of(self._root)), self._folder / "checksum"
-        bulk = BulkPass(root, record, Mode(message["mode"]), Pass(message["passes"]), 0, message["probe"])
+        mode, passes = Mode(message["mode"]), Pass(message["passes"])
+        bulk = BulkPass(root, record, mode, passes, 0, message["probe"], self._config.exclude)
         self._bulk = bulk
         try:
             progress = await bulk.run(sock, source=False, keys=self._keys, peer=node_name(self._config.other))

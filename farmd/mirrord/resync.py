@@ -161,7 +161,8 @@ class Resync:
         async with asyncio.timeout(self._config.freeze_s), frozen(tree):
             await tree.settle()
             asked = self._ask({"shell": "fingerprints", "paths": [path.hex() for path in paths]})
-            mine, theirs = await asyncio.gather(asyncio.to_thread(fingerprint.of_all, self._root, paths), asked)
+            reading = asyncio.to_thread(fingerprint.of_all, self._root, paths, self._config.exclude)
+            mine, theirs = await asyncio.gather(reading, asked)
         digests = dict(zip(paths, zip(mine, theirs["digests"], strict=True), strict=True))
         return [one for one in findings if one.kind is Kind.UNREADABLE or len(set(digests[one.path])) > 1]
 
@@ -171,11 +172,12 @@ class Resync:
         with self._awaited(token) as answered:
             self._say(
                 {"shell": "announce", "kind": "bulk", "token": token}
-                | {"mode": int(mode), "passes": int(passes), "probe": probe}
+                | {"mode": int(mode), "passes": int(passes), "probe": probe, "shape": self._config.shape}
             )
             sock = await self._peer.call(Connection.BULK, token)
             root = Path(path_of(self._root))
-            bulk = self._bulk = BulkPass(root, self._folder / "checksum", mode, passes, rate, probe)
+            record, excluded = self._folder / "checksum", self._config.exclude
+            bulk = self._bulk = BulkPass(root, record, mode, passes, rate, probe, excluded)
             name = node_name(self._config.other)
             try:
                 await bulk.run(sock, source=True, keys=self._keys, peer=name)

@@ -56,6 +56,7 @@ class Serving:
         settings = {
             "backing": path_of(self._root),
             "mount_point": str(self._directory),
+            "excluded": self._config.exclude,
             "ack": self._config.ack,
             "state": "alone" if self._gate is Gate.ALONE else "undecided",
             "peer_ms": int(self._config.peer_timeout_s * 1000),
