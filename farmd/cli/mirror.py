@@ -6,7 +6,6 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from farmd.cli.mirrorshow import bar, findings, summary
 from farmd.cli.output import envelope, note, say, say_json
 from farmd.cli.session import Session, verb
 from farmd.model.errors import DaemonUnreachable, FarmError, NotFound, TimedOut
-from farmd.model.mirrorfile import DEFAULT_STATE, FILE, SOCKET, MirrorConfig, check, load, save
+from farmd.model.mirrorfile import DEFAULT_STATE, FILE, SOCKET, MirrorConfig, as_file, check, load, save, size
 
 if TYPE_CHECKING:
     from farmd.client import Client
@@ -76,9 +75,20 @@ def create(
     no_tls: Annotated[bool, typer.Option("--no-tls", help="Neither encrypt nor authenticate: a private link")] = False,
     arbiter: Annotated[str, typer.Option("--arbiter", help="operator, file:/PATH or witness:HOST:PORT")] = "operator",
     ack: Annotated[str, typer.Option("--ack", help="strict, barrier or async")] = "strict",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="What stays on its node: '*.tmp', /dir/below; repeatable"),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="SIZE", help="Replicate one file with an ext4 in it, e.g. 20G")
+    ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Write down this node's part of a new mirror. Nothing starts yet."""
+    """Write down this node's part of a new mirror. Nothing starts yet.
+
+    Give both nodes the same --exclude and --image. With --image the directory must be empty: the first node makes the
+    image in it, which is mounted there while a node is primary; the second gets it by replication.
+    """
     if (keys is None) != no_tls:
         raise typer.BadParameter("give --keys FOLDER, or --no-tls for a private link")
     if not directory.is_dir():
@@ -93,14 +103,24 @@ def create(
         arbiter=arbiter,
         ack=ack,
         keys=str(keys.resolve()) if keys else None,
+        exclude=tuple(exclude or ()),
+        image_bytes=size(image) if image else 0,
+        own_mount=directory.is_mount(),
     )
+    check(config)
     if config.keys:
         from farmd.mirrord.keys import Keys
 
         Keys(Path(config.keys)).check()
-    save(state / check(config).name, config)
+    if (state / name / FILE).exists():
+        save(state / name, config)  # which refuses
+    if config.image_bytes and identity is None:
+        from farmd.mirrord.image import make as make_image
+
+        make_image(directory, config.image_bytes)
+    save(state / name, config)
     text = f"mirror {name} is created. On the other node: farmctl mirror create {name} --id {config.mirror} ..."
-    _tell(session, "Mirror", asdict(config), text if identity is None else f"mirror {name} is created")
+    _tell(session, "Mirror", as_file(config), text if identity is None else f"mirror {name} is created")
 
 
 def start(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:

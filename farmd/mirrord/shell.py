@@ -36,6 +36,7 @@ from farmd.mirror.state import Link, Phase, Settings
 from farmd.mirrord import arbiters, disk, mounts
 from farmd.mirrord.enginelink import Engine
 from farmd.mirrord.following import Following
+from farmd.mirrord.image import Image
 from farmd.mirrord.keys import Keys
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
@@ -129,7 +130,12 @@ class Shell:
         self.mirror, me = bytes.fromhex(config.mirror), NodeId(config.node)
         self._lock = disk.lock(self.folder / "lock")
         directory = Path(config.directory)
+        image = Image(directory, self.folder) if config.image_bytes else None
+        if image is not None:
+            image.drop()
+            mounts.remove_dead(image.point)
         mounts.remove_dead(directory)
+        mounts.check_own(config)
         try:
             self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -139,7 +145,8 @@ class Shell:
         self._record = disk.RecordFile(self.folder / "record")
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
-        self.serving = Serving(config, self.keys, self.root, self._take_engine, self._queue.put_nowait, self._lose)
+        post = self._queue.put_nowait
+        self.serving = Serving(config, self.keys, self.root, self._take_engine, post, self._lose, image)
         self.following = Following(config, self.keys, self.folder, self.root, self._take_engine, self._say, self._lose)
         self.resync = Resync(config, self.keys, self.folder, self.root, self.peer, self._say)
         settings = Settings(

@@ -85,6 +85,14 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def size(text: str) -> int:
+    """Bytes of `512M`, `20G`, `2T` or a plain number. Raises BadRequest."""
+    found = re.fullmatch(r"([0-9]+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise BadRequest(text, "this is not a size", "Write for example 512M, 20G or 2T")
+    return int(found[1]) << 10 * "_KMGT".index(found[2].upper() or "_")
+
+
 def check(config: MirrorConfig) -> MirrorConfig:
     """`config` if everything in it means something. Raises BadRequest."""
     for _, error in _faults(config):
