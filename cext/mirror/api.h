@@ -133,6 +133,16 @@ struct receiver_result {
 	char text[160];
 };
 
+struct confine_config {
+	int root;	      // the replicated directory; the same number is another mount of it afterwards
+	int records;	      // a directory that may be written as well, or -1
+	const char *readable; // paths that the process goes on seeing, read-only, one a line
+};
+
+// Before the process applies anything that a peer sends, and while it has one thread: see confine.c. 0 or -errno; after
+// a failure the process must end.
+int mirror_confine(const struct confine_config *config, char *error, int error_size);
+
 // Applies the stream below `backing` until it ends. Returns result->code.
 int receiver_run(const struct receiver_config *config, struct receiver_result *result);
 

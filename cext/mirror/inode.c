@@ -177,7 +177,7 @@ int inode_thread_start(void)
 	if (unshare(CLONE_FS))
 		return -errno;
 	// Otherwise setfsuid() would take the capabilities away; the kernel checked the caller's rights already.
-	if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
+	if (!(prctl(PR_GET_SECUREBITS) & SECBIT_NO_SETUID_FIXUP) && prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
 		return -errno;
 	return 0;
 }

@@ -59,7 +59,7 @@ class BulkPass:
     async def run(self, sock: socket.socket, *, source: bool, keys: Keys | None, peer: str) -> Progress:
         """Until the pass is over; `sock` is closed. Raises FarmError."""
         try:
-            return await asyncio.to_thread(self._over, sock, source, keys, peer)
+            return await asyncio.to_thread(self.over, sock, source=source, keys=keys, peer=peer)
         except asyncio.CancelledError:
             self.stop()
             raise
@@ -72,7 +72,8 @@ class BulkPass:
         """The counters now."""
         return self._run.progress()
 
-    def _over(self, sock: socket.socket, source: bool, keys: Keys | None, peer: str) -> Progress:
+    def over(self, sock: socket.socket, *, source: bool, keys: Keys | None, peer: str) -> Progress:
+        """`run`, for a thread that may block."""
         sock.setblocking(True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(sock)

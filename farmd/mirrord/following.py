@@ -6,12 +6,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from farmd.mirror.checksum import Mode, Pass, Progress
+from farmd.mirror.checksum import Mode, Progress
 from farmd.mirrord import fingerprint
-from farmd.mirrord.bulk import BulkPass, report
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.keys import Keys, node_name
 from farmd.mirrord.wire import Kind, Message
@@ -31,18 +29,20 @@ class Following:
         self,
         config: MirrorConfig,
         keys: Keys | None,
-        folder: Path,
+        records: int,
         root: int,
         take_engine: Callable[[], Awaitable[Engine]],
         say: Callable[[Message], None],
         lose: Callable[[str], None],
     ) -> None:
-        self._config, self._keys, self._folder, self._root = config, keys, folder, root
+        self._config, self._keys, self._records, self._root = config, keys, records, root
         self._take_engine, self._say, self._lose = take_engine, say, lose
         self._announced: dict[int, Message] = {}
         self._come: dict[int, tuple[Kind, socket.socket]] = {}
         self._engine: Engine | None = None
-        self._bulk: BulkPass | None = None
+        self._starting = asyncio.Lock()
+        self._passed: dict[int, asyncio.Future[Message]] = {}
+        self._progress: Progress | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.receiving = False
 
@@ -77,17 +77,19 @@ class Following:
             sock.close()
         self._come.clear()
         self._announced.clear()
-        if self._bulk is not None:
-            self._bulk.stop()
-        if self._engine is not None:
+        for passed in self._passed.values():
+            if not passed.done():
+                passed.set_result({"error": "this node does not receive any more"})
+        async with self._starting:
             engine, self._engine = self._engine, None
+        if engine is not None:
             await engine.end()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
     def progress(self) -> Progress | None:
         """Of the pass that goes on."""
-        return self._bulk.progress() if self._bulk is not None else None
+        return self._progress
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -119,28 +121,42 @@ class Following:
         ]
         return f"the two nodes were not created alike ({'; '.join(said)}): create one of them anew"
 
+    async def _receiver(self) -> Engine:
+        """The confined process: one from the first pass to the end of the stream."""
+        async with self._starting:
+            if self._engine is None:
+                engine = await self._take_engine()
+                keys = [self._config.keys] if self._config.keys else []
+                try:
+                    await engine.do("confine", root=self._root, records=self._records, readable=keys)
+                except FarmError:
+                    await engine.end()
+                    raise
+                engine.on_event = lambda event: self._on_event(engine, event)
+                self._engine = engine
+            return self._engine
+
     async def _pass(self, sock: socket.socket, message: Message) -> None:
-        answer: Message = {"shell": "answer", "token": message["token"]}
-        root, record = Path(path_of(self._root)), self._folder / "checksum"
-        mode, passes = Mode(message["mode"]), Pass(message["passes"])
-        bulk = BulkPass(root, record, mode, passes, 0, message["probe"], self._config.exclude)
-        self._bulk = bulk
+        token = message["token"]
+        answer: Message = {"shell": "answer", "token": token}
+        passed = self._passed[token] = asyncio.get_running_loop().create_future()
+        order = {name: message[name] for name in ("mode", "passes", "probe", "token")}
+        order |= {"root": path_of(self._root), "record": f"{path_of(self._records)}/checksum"}
+        order |= {"excluded": self._config.exclude, "keys": self._config.keys, "peer": node_name(self._config.other)}
         try:
-            progress = await bulk.run(sock, source=False, keys=self._keys, peer=node_name(self._config.other))
-            answer |= report(bulk, progress)
+            with sock:
+                await (await self._receiver()).do("pass", sock.fileno(), **order)
+            answer |= await passed
         except FarmError as error:
             answer["error"] = str(error)
         finally:
-            self._bulk = None
+            self._passed.pop(token, None)
+            self._progress = None
         self._say(answer)
 
     async def _stream(self, sock: socket.socket, message: Message) -> None:
         try:
-            engine = await self._take_engine()
-            if self._engine is not None:
-                await self._engine.end()
-            self._engine = engine
-            engine.on_event = lambda event: self._on_event(engine, event)
+            engine = await self._receiver()
             order: dict[str, Any] = {"backing": path_of(self._root), "session": message["token"]}
             order |= {"epoch": message["epoch"], "silence_ms": 0}
             if self._keys:
@@ -151,9 +167,18 @@ class Following:
             self._lose(f"the stream could not be taken: {error}")
 
     def _on_event(self, engine: Engine, event: Message) -> None:
-        if engine is self._engine and event["event"] in ("ended", "gone"):
-            why = f"the stream ended: {event.get('text') or 'the primary closed it'}"
-            asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
+        match event["event"]:
+            case "progress":
+                self._progress = Progress(**event["progress"])
+            case "passed" if event["token"] in self._passed and not self._passed[event["token"]].done():
+                result = {name: event[name] for name in event.keys() - {"event", "token"}}
+                self._passed[event["token"]].set_result(result)
+            case "ended" | "gone" if engine is self._engine:
+                for passed in self._passed.values():
+                    if not passed.done():
+                        passed.set_result({"error": "the receiving process ended"})
+                why = f"the stream ended: {event.get('text') or 'the primary closed it'}"
+                asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
 
     def _stream_ended(self, engine: Engine, why: str) -> None:
         if engine is self._engine:

@@ -68,12 +68,12 @@ class Resync:
         self,
         config: MirrorConfig,
         keys: Keys | None,
-        folder: Path,
+        records: Path,
         root: int,
         peer: Peer,
         say: Callable[[Message], None],
     ) -> None:
-        self._config, self._keys, self._folder, self._root = config, keys, folder, root
+        self._config, self._keys, self._records, self._root = config, keys, records, root
         self._peer, self._say = peer, say
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._bulk: BulkPass | None = None
@@ -94,7 +94,7 @@ class Resync:
 
     def forget(self) -> None:
         """Believe no record any more: the next pass reads everything."""
-        for path in self._folder.glob("checksum*"):
+        for path in self._records.glob("checksum*"):
             path.unlink()
 
     async def bring_up(self, tree: Tree, epoch: int) -> Shown:
@@ -176,7 +176,7 @@ class Resync:
             )
             sock = await self._peer.call(Connection.BULK, token)
             root = Path(path_of(self._root))
-            record, excluded = self._folder / "checksum", self._config.exclude
+            record, excluded = self._records / "checksum", self._config.exclude
             bulk = self._bulk = BulkPass(root, record, mode, passes, rate, probe, excluded)
             name = node_name(self._config.other)
             try:

@@ -83,7 +83,7 @@ class Shell:
         """Until the node is stopped by an order. Raises FarmError when it cannot start."""
         self._open()
         self.peer.listen()
-        self._spare = asyncio.create_task(Engine.start(self.root, self._lock))
+        self._spare = asyncio.create_task(Engine.start(self.root, self._lock, self._records))
         try:
             while not self._halted:
                 await self._step()
@@ -142,13 +142,15 @@ class Shell:
             raise FarmError(
                 config.directory, f"it cannot be opened ({error.strerror})", "Make the directory"
             ) from error
+        self._records = disk.records(self.folder)
         self._record = disk.RecordFile(self.folder / "record")
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         post = self._queue.put_nowait
         self.serving = Serving(config, self.keys, self.root, self._take_engine, post, self._lose, image)
-        self.following = Following(config, self.keys, self.folder, self.root, self._take_engine, self._say, self._lose)
-        self.resync = Resync(config, self.keys, self.folder, self.root, self.peer, self._say)
+        take, say, lose = self._take_engine, self._say, self._lose
+        self.following = Following(config, self.keys, self._records, self.root, take, say, lose)
+        self.resync = Resync(config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say)
         settings = Settings(
             self.mirror,
             me,
@@ -166,7 +168,7 @@ class Shell:
     async def _take_engine(self) -> Engine:
         """A data-path process that is up already; the next one is started behind it."""
         engine = await self._spare
-        self._spare = asyncio.create_task(Engine.start(self.root, self._lock))
+        self._spare = asyncio.create_task(Engine.start(self.root, self._lock, self._records))
         return engine
 
     # ---- the loop ----
@@ -228,7 +230,7 @@ class Shell:
                 await self.following.stop()
             case do.CompareAll():
                 self.resync.forget()
-                disk.sync_folder(self.folder)
+                disk.sync_folder(self.folder / disk.RECORDS)
             case do.StartResync():
                 self._for_session(self._bring_up(command.session))
             case do.Checkpoint():
