@@ -88,6 +88,7 @@ struct mirror {
 	char *mount_point;
 	char *patterns;
 	int root_fd, device, workers;
+	uint64_t mount_id;
 	dev_t root_dev;
 	pthread_t threads[MAX_WORKERS], sender, acks, clock;
 	atomic_bool stopping;
@@ -220,6 +221,8 @@ void peer_finish(struct mirror *fs, struct pending *list, int error);
 // device.c
 int device_mount(struct mirror *fs, char *error, int error_size);
 void *device_worker(void *worker);
+// 0 or -errno. What else is mounted at the same place is left alone: below may be the directory's own file system.
+int device_unmount(struct mirror *fs, int flags);
 void device_abort(struct mirror *fs);
 int device_clone(struct mirror *fs);
 

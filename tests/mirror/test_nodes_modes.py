@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.nodes import MirrorNode, TwoNodes
+from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes
 from tests.mirror.trees import differences
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
@@ -146,6 +146,14 @@ def _disk(node: MirrorNode) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(node.data)], check=False, capture_output=True)
 
 
+def _unmount(point: Path) -> None:
+    """When the node's last process is gone."""
+    end = time.monotonic() + DEADLINE_S
+    while subprocess.run(["umount", str(point)], check=False, capture_output=True).returncode:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_a_directory_that_is_a_mount_point() -> None:
     nodes = TwoNodes("mmo")
     with _disk(nodes.one), _disk(nodes.two), nodes:
@@ -166,7 +174,7 @@ def test_a_directory_that_is_a_mount_point() -> None:
         assert differences(one.data, two.data) == []
 
         # What is below would be taken for the copy, and the peer's files would go.
-        subprocess.run(["umount", str(two.data)], check=True)
+        _unmount(two.data)
         said = two.ctl("start", code=1)["stderr"]
         assert "nothing is mounted there" in said
         subprocess.run(["mount", "-o", "loop", str(two.home / "disk"), str(two.data)], check=True)
