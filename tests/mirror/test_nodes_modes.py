@@ -68,6 +68,11 @@ def test_what_is_excluded_stays_on_its_node_through_a_whole_life() -> None:
         assert (one.data / "live.tmp").exists()
         assert (one.data / "alone").exists()
 
+        (two.data / "folder/kept").unlink()
+        (two.data / "folder").rmdir()  # there it still holds deep.tmp: a resync settles it
+        two.wait("in sync without the folder", lambda status: status["in_sync"] and not (one.data / "folder").exists())
+        assert (one.data / "live.tmp").exists()
+
 
 def test_nodes_that_exclude_different_things_do_not_replicate() -> None:
     with TwoNodes("mxu", "--exclude", "*.tmp") as nodes:
