@@ -98,6 +98,7 @@ struct mirror {
 	struct node *root, **table;
 	uint64_t node_count, next_fid;
 	atomic_int open_paths;
+	int open_limit;
 	pthread_rwlock_t stripes[STRIPES];
 	pthread_rwlock_t gate; // read: a change, from its event to its frame; write: a checkpoint between two changes
 
