@@ -34,7 +34,9 @@ struct checksum_options {
 	int out_fd;
 	int report_fd;		 // findings, as {u32 length of path, u32 finding, u32 errno, path}; -1: none
 	const char *record_path; // this side's record; NULL: no record, so nothing is vouched for
-	uint32_t mode;		 // the target decides; the source ignores mode, pass, resume and probe
+	const char
+	    *excluded; // patterns of what is not compared, one a line (exclude.h); NULL: none; alike on both sides
+	uint32_t mode; // the target decides; the source ignores mode, pass, resume and probe
 	uint32_t pass;
 	uint32_t threads;
 	uint32_t timeout_ms;	// silence of the peer that ends the run

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
+#include "../exclude.h"
 #include "scan.h"
 
 int scan_open(int folder, const char *name)
@@ -133,6 +134,8 @@ static int visit(void *context, int folder, const struct entry *entry, struct sc
 		errno = ECANCELED;
 		return -1;
 	}
+	if (exclude_child(scan->engine->options->excluded, scan->folder, entry->name))
+		return 0;
 	if (*entry->name) {
 		scan->names++;
 		COUNT(scan->engine, files_seen, 1);
@@ -162,7 +165,9 @@ static int visit_token(void *context, int folder, const struct entry *entry, str
 
 	(void)folder;
 	(void)scratch;
-	if (record_may(scan->record, entry) && !(S_ISDIR(entry->meta.mode) && *entry->name)) {
+	if (record_may(scan->record, entry) &&
+	    !exclude_child(scan->engine->options->excluded, scan->folder, entry->name) &&
+	    !(S_ISDIR(entry->meta.mode) && *entry->name)) {
 		struct digest token = record_token(scan->record, scan->folder_key, entry);
 
 		put(scan->tokens, &token, sizeof(token));

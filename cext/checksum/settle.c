@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "../exclude.h"
 #include "target.h"
 
 int target_fail(struct target *target, int code, const char *doing, const char *folder, const char *name)
@@ -334,6 +335,9 @@ int listing_entry(struct target *target, struct listing *listing, const struct e
 {
 	if (!*wanted->name)
 		return keep_self(target, listing, wanted);
+	if (exclude_child(target->engine.options->excluded, listing->folder->path, wanted->name))
+		return engine_fail(&target->engine, EPROTO, "the source sent %s%s%s, which is not replicated here",
+				   listing->folder->path, *listing->folder->path ? "/" : "", wanted->name);
 	int added = hashset_add(&listing->seen, name_key(target, wanted->name));
 
 	if (added < 0)
@@ -359,7 +363,8 @@ static int find_extra(void *context, int folder, const struct entry *entry, stru
 
 	(void)folder;
 	(void)scratch;
-	if (hashset_has(&extras->listing->seen, name_key(target, entry->name)))
+	if (hashset_has(&extras->listing->seen, name_key(target, entry->name)) ||
+	    exclude_child(target->engine.options->excluded, extras->listing->folder->path, entry->name))
 		return 0;
 	engine_report(&target->engine, CHECKSUM_EXTRA, 0, extras->listing->folder->path, entry->name);
 	if (!target->writes)

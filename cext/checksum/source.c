@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "../exclude.h"
 #include "source.h"
 
 struct child {
@@ -156,6 +157,8 @@ static int list_one(void *context, int folder, const struct entry *entry, struct
 	struct engine *e = &listing->source->engine;
 	struct examined found;
 
+	if (exclude_child(e->options->excluded, listing->scan.folder, entry->name))
+		return 0;
 	if (examine(&listing->scan, folder, entry, 1, scratch, &found))
 		return 0; // it vanished, or is another thing by now: what comes after it will be listed again
 	put_entry(listing->body, entry, found.kind, found.run, found.digest, source_version(&e->secret, entry),

@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
+#include "../exclude.h"
 #include "target.h"
 
 #define LISTINGS 16u  // lists under way
@@ -91,6 +92,8 @@ static int take_scan(struct target *target, struct reader *body)
 	if (take_folder(body, folder))
 		return engine_fail(&target->engine, EPROTO,
 				   "the source sent a path that leads nowhere below the directory");
+	if (target->engine.options->excluded && exclude_path(target->engine.options->excluded, folder))
+		return engine_fail(&target->engine, EPROTO, "the source sent %s, which is not replicated here", folder);
 	job = calloc(1, sizeof(*job) + strlen(folder) + 1);
 	if (!job)
 		return target_fail(target, ENOMEM, "reading", folder, "");

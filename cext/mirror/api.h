@@ -58,7 +58,7 @@ struct mirror_event {
 struct mirror_config {
 	int backing;		 // directory fd, opened before the mount
 	const char *mount_point; // where applications see it; may be the same path
-	const char *excluded;	 // patterns not replicated, one a line
+	const char *excluded;	 // patterns not replicated, one a line (exclude.h)
 	int workers;
 	int ack;	    // enum mirror_ack
 	int state;	    // enum mirror_state at the start: alone or undecided
@@ -102,6 +102,8 @@ struct mirror_tls_config {
 	uint32_t timeout_ms;
 };
 
+// Whether the entry at `path` below the directory, or a directory that it is in, is not replicated.
+int mirror_excludes(const char *patterns, const char *path);
 struct mirror *mirror_start(const struct mirror_config *config, char *error, int error_size);
 int mirror_stop(struct mirror *fs, int force);
 void mirror_free(struct mirror *fs);
@@ -154,6 +156,16 @@ struct receiver_result {
 	uint64_t syncs;
 	char text[160];
 };
+
+struct confine_config {
+	int root;	      // the replicated directory; the same number is another mount of it afterwards
+	int records;	      // a directory that may be written as well, or -1
+	const char *readable; // paths that the process goes on seeing, read-only, one a line
+};
+
+// Before the process applies anything that a peer sends, and while it has one thread: see confine.c. 0 or -errno; after
+// a failure the process must end.
+int mirror_confine(const struct confine_config *config, char *error, int error_size);
 
 // Applies the stream below `backing` until it ends. Returns result->code.
 int receiver_run(const struct receiver_config *config, struct receiver_result *result);

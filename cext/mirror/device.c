@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include "engine.h"
@@ -60,6 +61,26 @@ static int shake_hands(struct mirror *fs, char *buffer)
 	return write(fs->device, &out, sizeof(out)) < 0 ? -errno : 0;
 }
 
+// The uppermost mount at a path; no request to the file system itself, which may not answer any more.
+static uint64_t mount_at(const char *path)
+{
+	struct statx found;
+
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT | AT_SYMLINK_NOFOLLOW, STATX_MNT_ID, &found))
+		return 0;
+	return found.stx_mask & STATX_MNT_ID ? found.stx_mnt_id : 0;
+}
+
+int device_unmount(struct mirror *fs, int flags)
+{
+	if (fs->mount_id && mount_at(fs->mount_point) != fs->mount_id)
+		return -EINVAL;
+	if (umount2(fs->mount_point, flags | UMOUNT_NOFOLLOW))
+		return -errno;
+	fs->mount_id = UINT64_MAX; // gone
+	return 0;
+}
+
 int device_mount(struct mirror *fs, char *error, int error_size)
 {
 	char options[128];
@@ -80,11 +101,12 @@ int device_mount(struct mirror *fs, char *error, int error_size)
 		free(buffer);
 		return code;
 	}
+	fs->mount_id = mount_at(fs->mount_point);
 	code = shake_hands(fs, buffer);
 	free(buffer);
 	if (code) {
 		snprintf(error, (size_t)error_size, "the kernel's FUSE does not fit: %s", strerror(-code));
-		umount2(fs->mount_point, MNT_DETACH);
+		device_unmount(fs, MNT_DETACH);
 	}
 	return code;
 }
@@ -105,8 +127,8 @@ int device_clone(struct mirror *fs)
 void device_abort(struct mirror *fs)
 {
 	// MNT_FORCE ends every request that is under way, with ECONNABORTED, also if files stay open.
-	umount2(fs->mount_point, MNT_FORCE);
-	umount2(fs->mount_point, MNT_DETACH);
+	if (device_unmount(fs, MNT_FORCE))
+		device_unmount(fs, MNT_DETACH);
 }
 
 static void do_forget(struct worker *worker)

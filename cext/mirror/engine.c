@@ -341,10 +341,13 @@ void mirror_read_stats(struct mirror *fs, struct mirror_stats *stats)
 
 int mirror_stop(struct mirror *fs, int force)
 {
+	int code;
+
 	mirror_thaw(fs);
-	if (umount2(fs->mount_point, 0) && errno != EINVAL && errno != ENOTCONN) {
+	code = device_unmount(fs, 0);
+	if (code && code != -EINVAL && code != -ENOTCONN) {
 		if (!force)
-			return -errno;
+			return code;
 		// Whoever waits for a reply must get one before the device goes.
 		mirror_detach(fs);
 		mirror_refuse(fs);

@@ -98,6 +98,7 @@ struct mirror {
 	char *patterns;
 	int root_fd, device, workers;
 	struct uring *uring; // NULL: only /dev/fuse
+	uint64_t mount_id;
 	dev_t root_dev;
 	pthread_t threads[MAX_WORKERS], sender, acks, clock;
 	atomic_bool stopping;
@@ -107,6 +108,7 @@ struct mirror {
 	struct node *root, **table;
 	uint64_t node_count, next_fid;
 	atomic_int open_paths;
+	int open_limit;
 	pthread_rwlock_t stripes[STRIPES];
 	pthread_rwlock_t gate; // read: a change, from its event to its frame; write: a checkpoint between two changes
 
@@ -255,6 +257,8 @@ int device_mount(struct mirror *fs, char *error, int error_size);
 void *device_worker(void *worker);
 void device_serve(struct worker *worker);
 void device_ended(struct mirror *fs); // one of those who serve requests is at its end
+// 0 or -errno. What else is mounted at the same place is left alone: below may be the directory's own file system.
+int device_unmount(struct mirror *fs, int flags);
 void device_abort(struct mirror *fs);
 int device_clone(struct mirror *fs);
 

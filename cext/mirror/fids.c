@@ -63,7 +63,7 @@ int fid_add(struct receiver *receiver, uint64_t fid, int fd, bool data)
 	known->type = st.st_mode & S_IFMT;
 	known->fd = -1;
 	// Kept open, which keeps it alive: an unlinked file may still be open at the primary.
-	if (receiver->open_files < OPEN_FILES) {
+	if (receiver->open_files < receiver->open_limit) {
 		known->fd = fd;
 		known->writable = data;
 		receiver->open_files++;
@@ -115,6 +115,7 @@ int fids_start(struct receiver *receiver)
 			close(fd);
 		return fd < 0 ? -EBADF : -ENOMEM;
 	}
+	receiver->open_limit = inode_open_limit(OPEN_FILES);
 	receiver->root = fd;
 	receiver->dev = st.st_dev;
 	return fid_add(receiver, ROOT_FID, fcntl(fd, F_DUPFD_CLOEXEC, 3), false);

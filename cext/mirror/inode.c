@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/fsuid.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -177,9 +178,18 @@ int inode_thread_start(void)
 	if (unshare(CLONE_FS))
 		return -errno;
 	// Otherwise setfsuid() would take the capabilities away; the kernel checked the caller's rights already.
-	if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
+	if (!(prctl(PR_GET_SECUREBITS) & SECBIT_NO_SETUID_FIXUP) && prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP))
 		return -errno;
 	return 0;
+}
+
+int inode_open_limit(int wanted)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur / 2 > (rlim_t)wanted)
+		return wanted;
+	return (int)(limit.rlim_cur / 2);
 }
 
 int pwrite_all(int fd, const void *data, size_t size, uint64_t offset, size_t *done)

@@ -117,8 +117,10 @@ static int make_inode(struct worker *worker, struct making *making, struct op *o
 	if (error)
 		return error;
 	op->entry = making->node;
-	if (making->node->excluded)
+	if (making->node->excluded) {
+		times_mark(fs, making->parent); // which has changed, even if the peer does not get the name
 		return 0;
+	}
 	change.other = making->node;
 	change.name = making->wire == WIRE_TMPFILE ? NULL : making->name;
 	change.second = making->target;

@@ -105,7 +105,7 @@ int node_from_path(struct mirror *fs, struct node *parent, const char *name, int
 
 	if (!fresh) {
 		close(fd);
-	} else if (atomic_fetch_add(&fs->open_paths, 1) < OPEN_PATHS) {
+	} else if (atomic_fetch_add(&fs->open_paths, 1) < fs->open_limit) {
 		(*out)->path_fd = fd;
 	} else {
 		atomic_fetch_sub(&fs->open_paths, 1);
@@ -190,6 +190,7 @@ int nodes_start(struct mirror *fs)
 	struct stat st;
 	int error;
 
+	fs->open_limit = inode_open_limit(OPEN_PATHS);
 	fs->table = calloc(BUCKETS, sizeof(*fs->table));
 	if (!fs->table)
 		return -ENOMEM;

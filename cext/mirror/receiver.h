@@ -14,7 +14,7 @@
 #include "wire.h"
 
 #define FID_BUCKETS 65536
-#define OPEN_FILES  65536
+#define OPEN_FILES  65536 // at most, and no more than half of what the process may have
 
 struct known { // an inode that the primary may name
 	struct known *next;
@@ -40,7 +40,7 @@ struct receiver {
 	int root;
 	dev_t dev;
 	struct known **table;
-	int open_files;
+	int open_files, open_limit;
 	uint64_t acked;
 	pthread_mutex_t send_lock; // acks come from several threads
 	pthread_mutex_t sync_lock;

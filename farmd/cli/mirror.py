@@ -6,22 +6,25 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from farmd.cli.errors import Unhealthy
-from farmd.cli.mirrorshow import bar, findings, summary
+from farmd.cli.mirrorshow import bar, findings, stopped, summary
 from farmd.cli.output import envelope, note, say, say_json
 from farmd.cli.session import Session, verb
 from farmd.model.errors import DaemonUnreachable, FarmError, NotFound, TimedOut
-from farmd.model.mirrorfile import DEFAULT_STATE, FILE, SOCKET, MirrorConfig, check, load, save
+from farmd.model.mirrorfile import DEFAULT_STATE, FILE, SOCKET, MirrorConfig, as_file, check, load, save, size
 
 if TYPE_CHECKING:
-    from farmd.client import Client
+    from farmd.client import Answer
 
+    Raw = Answer[dict[str, Any]]
+
+T = TypeVar("T")
 _app = typer.Typer(help="A directory replicated between two nodes. Needs root.", rich_markup_mode=None)
 _POLL_S = 0.2
 _START_S = 20.0
@@ -76,9 +79,20 @@ def create(
     no_tls: Annotated[bool, typer.Option("--no-tls", help="Neither encrypt nor authenticate: a private link")] = False,
     arbiter: Annotated[str, typer.Option("--arbiter", help="operator, file:/PATH or witness:HOST:PORT")] = "operator",
     ack: Annotated[str, typer.Option("--ack", help="strict, barrier or async")] = "strict",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="What stays on its node: '*.tmp', /dir/below; repeatable"),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="SIZE", help="Replicate one file with an ext4 in it, e.g. 20G")
+    ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Write down this node's part of a new mirror. Nothing starts yet."""
+    """Write down this node's part of a new mirror. Nothing starts yet.
+
+    Give both nodes the same --exclude and --image. With --image the directory must be empty: the first node makes the
+    image in it, which is mounted there while a node is primary; the second gets it by replication.
+    """
     if (keys is None) != no_tls:
         raise typer.BadParameter("give --keys FOLDER, or --no-tls for a private link")
     if not directory.is_dir():
@@ -93,14 +107,24 @@ def create(
         arbiter=arbiter,
         ack=ack,
         keys=str(keys.resolve()) if keys else None,
+        exclude=tuple(exclude or ()),
+        image_bytes=size(image) if image else 0,
+        own_mount=directory.is_mount(),
     )
+    check(config)
     if config.keys:
         from farmd.mirrord.keys import Keys
 
         Keys(Path(config.keys)).check(config.node)
+    if (state / name / FILE).exists():
+        save(state / name, config)  # which refuses
+    if config.image_bytes and identity is None:
+        from farmd.mirrord.image import make as make_image
+
+        make_image(directory, config.image_bytes)
     save(state / check(config).name, config)
     text = f"mirror {name} is created. On the other node: farmctl mirror create {name} --id {config.mirror} ..."
-    _tell(session, "Mirror", asdict(config), text if identity is None else f"mirror {name} is created")
+    _tell(session, "Mirror", as_file(config), text if identity is None else f"mirror {name} is created")
 
 
 def start(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:
@@ -146,17 +170,26 @@ def status(
 ) -> None:
     """Role, generation, in sync or not and why, lag, what changed since the peer went, how far a resync is."""
     names = [name] if name else sorted(path.parent.name for path in state.glob(f"*/{FILE}"))
+    wrong = []
     for each in names:
-        load(state / each)
-        answer = _client(session, state, each).mirror()
+        try:
+            answer = _client(session, state, each).mirror().raw
+        except DaemonUnreachable:
+            if name:
+                raise
+            answer = envelope("MirrorStatus", stopped(load(state / each)))
         if session.json:
-            say_json(answer.raw, stream=len(names) > 1)
+            say_json(answer, stream=len(names) > 1)
         else:
-            say(summary(answer.data))
-        if check and not answer.data["in_sync"]:
-            raise Unhealthy(f"mirror {each}", answer.data["why"], "See `farmctl mirror status`")
+            say(summary(answer["data"]))
+        if not answer["data"]["in_sync"]:
+            wrong.append((each, answer["data"]["why"]))
     if not names:
         note(f"farmctl: no mirror is below {state}")
+    if check and wrong:
+        causes = "; ".join(f"{each}: {why}" for each, why in wrong[1:])
+        cause = wrong[0][1] + (f". Also {causes}" if causes else "")
+        raise Unhealthy(f"mirror {wrong[0][0]}", cause, "See `farmctl mirror status`")
 
 
 def promote(
@@ -212,7 +245,13 @@ def resync(
         return
     client = _client(session, state, name)
     time.sleep(2 * _POLL_S)
+    gone = 0.0
     while not (data := client.mirror().data)["in_sync"]:
+        gone = 0.0 if data["peer"]["connected"] else gone or time.monotonic()
+        if gone and time.monotonic() - gone > _START_S:
+            _line(session)
+            step = "Start the other node: the resync then begins by itself"
+            raise TimedOut(f"resync of {name}", data["trouble"] or data["why"], step)
         _progress(session, data)
         time.sleep(_POLL_S)
     _line(session)
@@ -235,7 +274,7 @@ def diff(session: Session, name: NameArgument, state: StateOption = DEFAULT_STAT
 
 def _compare(session: Session, state: Path, name: str, what: str) -> dict[str, Any]:
     client = _client(session, state, name)
-    number = client.order_mirror(what, {}).data["job"]
+    number = client.order(what, {}).data["job"]
     while True:
         data = client.mirror().data
         job = data["job"]
@@ -252,18 +291,41 @@ def _compare(session: Session, state: Path, name: str, what: str) -> dict[str, A
 
 
 def _order(session: Session, state: Path, name: str, what: str, body: dict[str, Any]) -> None:
-    answer = _client(session, state, name).order_mirror(what, body)
+    answer = _client(session, state, name).order(what, body)
     if session.json:
         say_json(answer.raw, stream=what in ("resync",))
     else:
         say(answer.data["text"])
 
 
-def _client(session: Session, state: Path, name: str) -> Client:
-    from farmd.client import Client
+class _MirrorClient:
+    """The client of one mirror's node, whose errors speak of the mirror."""
 
-    load(state / name)
-    return Client(state / name / SOCKET, max(session.timeout_s, _ORDER_S))
+    def __init__(self, session: Session, state: Path, name: str) -> None:
+        from farmd.client import Client
+
+        load(state / name)
+        self._name = name
+        self._client = Client(state / name / SOCKET, max(session.timeout_s, _ORDER_S))
+
+    def mirror(self) -> Raw:
+        """As `Client.mirror`."""
+        return self._ask(self._client.mirror)
+
+    def order(self, what: str, body: dict[str, Any]) -> Raw:
+        """As `Client.order_mirror`."""
+        return self._ask(lambda: self._client.order_mirror(what, body))
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except DaemonUnreachable as error:
+            step = f"Start it with `farmctl mirror start {self._name}`; its log is beside its socket"
+            raise DaemonUnreachable(f"mirror {self._name}", f"it does not run here ({error.cause})", step) from error
+
+
+def _client(session: Session, state: Path, name: str) -> _MirrorClient:
+    return _MirrorClient(session, state, name)
 
 
 def _progress(session: Session, data: dict[str, Any]) -> None:

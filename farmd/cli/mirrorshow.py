@@ -6,21 +6,52 @@ from __future__ import annotations
 from typing import Any
 
 from farmd.cli.output import duration
+from farmd.model.mirrorfile import MirrorConfig
 
+STOPPED = "stopped"
 _WIDTH = 24
 
 
 def summary(data: dict[str, Any]) -> str:
     """`farmctl mirror status`: the verdict first, then what explains it."""
+    lines = [f"{data['name']}  node {data['node']}  {data['role'].upper()}  {data['why']}"]
+    lines.append(f"  directory   {data['directory']}{_mode(data)}")
+    if data["exclude"]:
+        lines.append(f"  not here    {', '.join(data['exclude'])}: stays on its node")
+    if data["role"] == STOPPED:
+        return "\n".join(lines)
     peer = data["peer"]
-    lines = [
-        f"{data['name']}  node {data['node']}  {data['role'].upper()}  {data['why']}",
-        f"  directory   {data['directory']}",
+    lines += [
         f"  generation  {data['generation']}",
         f"  peer        {peer['address']} {'connected' if peer['connected'] else 'not connected'}"
         + ("" if data["encrypted"] else ", not encrypted"),
         f"  ack         {data['ack']}, {_size(data['lag']['bytes'])} behind; arbiter {data['arbiter']}",
     ]
+    return "\n".join(lines + _work(data))
+
+
+def _mode(data: dict[str, Any]) -> str:
+    return f" (an image of {_size(data['image_bytes'])})" if data["image_bytes"] else ""
+
+
+def stopped(config: MirrorConfig) -> dict[str, Any]:
+    """The status of a node that does not run."""
+    return {
+        "name": config.name,
+        "mirror": config.mirror,
+        "node": config.node,
+        "directory": config.directory,
+        "exclude": list(config.exclude),
+        "image_bytes": config.image_bytes,
+        "role": STOPPED,
+        "in_sync": False,
+        "why": "it does not run on this node",
+    }
+
+
+def _work(data: dict[str, Any]) -> list[str]:
+    """What is to be done, what is being done, and what is wrong."""
+    lines = []
     if data["dirty"]:
         more = "at least " if data["dirty"]["more"] else ""
         changed = f"{more}{_size(data['dirty']['bytes'])} in {data['dirty']['files']} files"
@@ -36,7 +67,7 @@ def summary(data: dict[str, Any]) -> str:
     if data["split"]:
         lines += ["  this node's history:", *_history(data["history"])]
         lines += ["  the peer's history:", *_history(data["peer_history"])]
-    return "\n".join(lines)
+    return lines
 
 
 def bar(data: dict[str, Any]) -> str:

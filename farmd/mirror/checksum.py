@@ -70,6 +70,7 @@ PHASES = ("greeting", "comparing directories", "contents", "making durable", "do
 @dataclass(frozen=True, slots=True)
 class Options:
     """What one end does. `record` is the path of this end's record, outside of the tree; None: nothing is remembered.
+    What `excluded` names (patterns of `farmd.model.exclusions`, alike on both ends) is not there for this end.
 
     Only the target's `mode`, `passes`, `resume` and `probe_bytes` count. `trust_restart` says that the file system was
     cleanly unmounted since the record was written: after a crash that would be a lie, and could hide a difference.
@@ -85,6 +86,7 @@ class Options:
     trust_restart: bool = False
     rate_bytes_s: int = 0
     probe_bytes: int = 0
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ class Run:
         wanted.threads, wanted.timeout_ms = options.threads, int(options.timeout_s * 1000)
         wanted.resume, wanted.trust_restart = options.resume, options.trust_restart
         wanted.probe_bytes = options.probe_bytes
+        excluded = ffi.new("char[]", b"\n".join(map(os.fsencode, options.excluded)))
+        wanted.excluded = excluded
         failure = ffi.new("struct checksum_error *")
         try:
             failed = function(wanted, self._progress, failure)
@@ -334,6 +338,7 @@ def _arguments() -> argparse.ArgumentParser:
     serve.add_argument("--listen", default="127.0.0.1:7800")
     for one in verbs.choices.values():
         one.add_argument("--record", help="path prefix of the records; .source and .target are added")
+        one.add_argument("--exclude", action="append", default=[], help="a path or pattern; alike on both ends")
         one.add_argument("--threads", type=int, default=os.cpu_count() or 2)
         one.add_argument("--timeout", type=float, default=30.0)
         one.add_argument("--rate", type=int, default=0, help="bytes a second that the source sends at most")
@@ -352,6 +357,7 @@ def _options(arguments: argparse.Namespace, root: Path, end: str) -> Options:
         resume=getattr(arguments, "resume", False),
         rate_bytes_s=arguments.rate,
         probe_bytes=arguments.probe if mode is Mode.DIFF else 0,
+        excluded=tuple(arguments.exclude),
     )
 
 

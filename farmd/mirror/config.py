@@ -53,8 +53,8 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorConfig:
-    """One mirror, the same on both nodes."""
+class MirrorPolicy:
+    """What both nodes must agree on; what one node is told of itself is `farmd.model.mirrorfile.MirrorConfig`."""
 
     name: str
     directories: tuple[Directory, ...]
@@ -82,7 +82,7 @@ class Fault:
     next_step: str
 
 
-def checked(config: MirrorConfig) -> tuple[Fault, ...]:
+def checked(config: MirrorPolicy) -> tuple[Fault, ...]:
     """Everything that is wrong; empty if the configuration can be used."""
     faults = [*_directories(config.directories), *_numbers(config)]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", config.name):
@@ -115,7 +115,7 @@ def _directories(directories: tuple[Directory, ...]) -> list[Fault]:
     return faults
 
 
-def _numbers(config: MirrorConfig) -> list[Fault]:
+def _numbers(config: MirrorPolicy) -> list[Fault]:
     pace = config.pace
     wrong = [
         ("max_lag_bytes", config.max_lag_bytes > 0, "must be above 0"),

@@ -138,6 +138,13 @@ def _failed(code: int, thing: str, step: str) -> DataPathError:
     return DataPathError(thing, cause, step)
 
 
+def excludes(patterns: tuple[str, ...], path: bytes) -> bool:
+    """Whether the entry at `path` below the directory, or a directory that it is in, is not replicated."""
+    ffi, lib = _library()
+    lines = ffi.new("char[]", b"\n".join(map(os.fsencode, patterns)))
+    return bool(patterns) and bool(lib.mirror_excludes(lines, ffi.new("char[]", path)))
+
+
 class WriteThrough:
     """A mounted, replicating directory. `close` unmounts it; nothing else does, so call it."""
 

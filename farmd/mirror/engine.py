@@ -31,7 +31,7 @@ from farmd.mirror.keeping import Keeper
 from farmd.mirror.zonewire import Link, LogLied
 from farmd.model.errors import FarmError
 
-MESSAGE_BYTES = 65536
+MESSAGE_BYTES = 192 * 1024
 _PR_SET_IO_FLUSHER = 57
 _HANDSHAKE_S = 10.0
 
@@ -379,16 +379,16 @@ def _tls(sock: socket.socket, files: dict[str, str]) -> ssl.SSLSocket:
     return tls
 
 
-def main() -> None:
-    """Run until the parent says `end` or goes away."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def run(kind: type[Engine], description: str) -> None:
+    """Until the parent says `end` or goes away."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--control", type=int, required=True, metavar="FD")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it in order
     os.chdir("/")
     protect_process()
-    Engine(socket.socket(fileno=arguments.control)).run()
+    kind(socket.socket(fileno=arguments.control)).run()
 
 
 if __name__ == "__main__":
-    main()
+    run(Engine, str(__doc__))

@@ -76,7 +76,7 @@ class Api:
     def _nobody_is_in(self, verb: str) -> None:
         """The directory goes away: whoever has files open there would lose them."""
         config = self._shell.config
-        if self._shell.serving.engine_pid is None:
+        if not self._shell.serving.is_mounted:
             return
         found = users(Path(config.directory))
         if found:

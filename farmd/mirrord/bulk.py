@@ -29,7 +29,16 @@ _HANDSHAKE_S = 5.0
 class BulkPass:
     """One end of one pass. `run` may be called once; `stop` and `progress` at any time."""
 
-    def __init__(self, root: Path, record: Path, mode: Mode, passes: Pass, rate_bytes_s: int, probe_bytes: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        record: Path,
+        mode: Mode,
+        passes: Pass,
+        rate_bytes_s: int,
+        probe_bytes: int,
+        excluded: tuple[str, ...] = (),
+    ) -> None:
         changes = mode is Mode.SYNC
         self.mode = mode
         self._run = Run(
@@ -42,6 +51,7 @@ class BulkPass:
                 resume=changes,
                 rate_bytes_s=rate_bytes_s,
                 probe_bytes=probe_bytes,
+                excluded=excluded,
             )
         )
         self.findings: tuple[Finding, ...] = ()
@@ -49,7 +59,7 @@ class BulkPass:
     async def run(self, sock: socket.socket, *, source: bool, keys: Keys | None, peer: str) -> Progress:
         """Until the pass is over; `sock` is closed. Raises FarmError."""
         try:
-            return await asyncio.to_thread(self._over, sock, source, keys, peer)
+            return await asyncio.to_thread(self.over, sock, source=source, keys=keys, peer=peer)
         except asyncio.CancelledError:
             self.stop()
             raise
@@ -62,7 +72,8 @@ class BulkPass:
         """The counters now."""
         return self._run.progress()
 
-    def _over(self, sock: socket.socket, source: bool, keys: Keys | None, peer: str) -> Progress:
+    def over(self, sock: socket.socket, *, source: bool, keys: Keys | None, peer: str) -> Progress:
+        """`run`, for a thread that may block."""
         sock.setblocking(True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(sock)

@@ -13,6 +13,16 @@ from farmd.mirror.arbiter import Register, decode_register, encode_register
 from farmd.mirror.record import SLOT_BYTES, Record, RecordDamaged, decode_slots, encode_slot
 from farmd.model.errors import FarmError, Refused
 
+RECORDS = "records"
+"""The folder of what passes have compared: the only one of a node's files that its receiving process may write."""
+
+
+def records(folder: Path) -> int:
+    """A descriptor of that folder, which is made."""
+    path = folder / RECORDS
+    path.mkdir(mode=0o700, exist_ok=True)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
 
 class RecordFile:
     """The record's two slots, each written whole and durable before `write` returns."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data-path process (`farmd.mirror.engine`) and this end of its control socket."""
+"""A child of a node (`farmd.mirrord.worker`) and this end of its control socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Engine:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "farmd.mirror.engine", "--control", str(theirs.fileno())),
+                *("-m", "farmd.mirrord.worker", "--control", str(theirs.fileno())),
                 pass_fds=[theirs.fileno(), *inherited],
             )
         return cls(process, ours)

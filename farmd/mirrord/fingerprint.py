@@ -8,12 +8,15 @@ import os
 import stat
 from collections.abc import Iterable
 
+from farmd.mirror.datapath import excludes
+
 GONE = "gone"
 _CHUNK = 1 << 20
 
 
-def of(root: int, path: bytes) -> str:
+def of(root: int, path: bytes, excluded: tuple[str, ...] = ()) -> str:
     """The digest of type, owner, mode, time, size, attributes and contents; `gone` if there is no such name.
+    A directory's contents are its names, without those that `excluded` patterns name.
 
     No symbolic link is followed on the way, so the path cannot lead out of `root`. Raises OSError.
     """
@@ -22,17 +25,17 @@ def of(root: int, path: bytes) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return GONE
     try:
-        return _digest(fd)
+        return _digest(fd, path, excluded)
     finally:
         os.close(fd)
 
 
-def of_all(root: int, paths: Iterable[bytes]) -> list[str]:
+def of_all(root: int, paths: Iterable[bytes], excluded: tuple[str, ...] = ()) -> list[str]:
     """One digest a path; "error: ..." for what cannot be read."""
     found = []
     for path in paths:
         try:
-            found.append(of(root, path))
+            found.append(of(root, path, excluded))
         except OSError as error:
             found.append(f"error: {error.strerror}")
     return found
@@ -52,7 +55,7 @@ def _open(root: int, path: bytes) -> int:
     return fd
 
 
-def _digest(fd: int) -> str:
+def _digest(fd: int, path: bytes, excluded: tuple[str, ...]) -> str:
     status = os.fstat(fd)
     here = f"/proc/self/fd/{fd}"
     digest = hashlib.blake2b(digest_size=16)
@@ -61,7 +64,8 @@ def _digest(fd: int) -> str:
     digest.update(f"{status.st_mode} {status.st_uid} {status.st_gid} {status.st_mtime_ns} {size}".encode())
     if folder:
         for name in sorted(os.listdir(os.fsencode(here))):
-            digest.update(name + b"\0")
+            if not excludes(excluded, path + b"/" * bool(path) + name):
+                digest.update(name + b"\0")
     elif stat.S_ISLNK(status.st_mode):
         digest.update(os.readlink(b"", dir_fd=fd))
         return digest.hexdigest()

@@ -7,14 +7,13 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from farmd.mirror.checksum import Mode, Pass, Progress
+from farmd.mirror.checksum import Mode, Progress
 from farmd.mirror.patching import Patching
 from farmd.mirror.zonewire import Link
 from farmd.mirrord import fingerprint
-from farmd.mirrord.bulk import BulkPass, report, secured
+from farmd.mirrord.bulk import secured
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.keys import Keys, node_name
 from farmd.mirrord.logbook import Logbook
@@ -36,7 +35,7 @@ class Following:
         self,
         config: MirrorConfig,
         keys: Keys | None,
-        folder: Path,
+        records: int,
         root: int,
         take_engine: Callable[[], Awaitable[Engine]],
         say: Callable[[Message], None],
@@ -44,12 +43,14 @@ class Following:
         logbook: Logbook,
     ) -> None:
         self._logbook = logbook
-        self._config, self._keys, self._folder, self._root = config, keys, folder, root
+        self._config, self._keys, self._records, self._root = config, keys, records, root
         self._take_engine, self._say, self._lose = take_engine, say, lose
         self._announced: dict[int, Message] = {}
         self._come: dict[int, tuple[Kind, socket.socket]] = {}
         self._engine: Engine | None = None
-        self._bulk: BulkPass | None = None
+        self._starting = asyncio.Lock()
+        self._passed: dict[int, asyncio.Future[Message]] = {}
+        self._progress: Progress | None = None
         self._zones: Link | None = None
         self.received = False
         """Something came that a power loss may take: the copy was not synced since."""
@@ -75,7 +76,7 @@ class Following:
 
         async def answer() -> None:
             paths = [bytes.fromhex(one) for one in message["paths"]]
-            found = await asyncio.to_thread(fingerprint.of_all, self._root, paths)
+            found = await asyncio.to_thread(fingerprint.of_all, self._root, paths, self._config.exclude)
             self._say({"shell": "answer", "token": message["token"], "digests": found})
 
         self._start(answer())
@@ -87,19 +88,21 @@ class Following:
             sock.close()
         self._come.clear()
         self._announced.clear()
-        if self._bulk is not None:
-            self._bulk.stop()
         if self._zones is not None:
             self._zones.abort()
-        if self._engine is not None:
+        for passed in self._passed.values():
+            if not passed.done():
+                passed.set_result({"error": "this node does not receive any more"})
+        async with self._starting:
             engine, self._engine = self._engine, None
+        if engine is not None:
             await engine.end()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
     def progress(self) -> Progress | None:
         """Of the pass that goes on."""
-        return self._bulk.progress() if self._bulk is not None else None
+        return self._progress
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -114,6 +117,9 @@ class Following:
         if kind.name.lower() != message["kind"] or (changes and not self.receiving):
             sock.close()
             self._say({"shell": "answer", "token": token, "error": "this node does not receive now"})
+        elif kind is Kind.BULK and (unlike := self._unlike(message["shape"])):
+            sock.close()
+            self._say({"shell": "answer", "token": token, "error": unlike})
         elif kind is Kind.STREAM:
             self.received = True
             self._start(self._stream(sock, message))
@@ -123,18 +129,50 @@ class Following:
         else:
             self._start(self._pass(sock, message))
 
+    def _unlike(self, theirs: Message) -> str:
+        mine = self._config.shape
+        if theirs == mine:
+            return ""
+        said = [
+            f"{name}: {mine[name]} here, {theirs.get(name)} there" for name in mine if theirs.get(name) != mine[name]
+        ]
+        return f"the two nodes were not created alike ({'; '.join(said)}): create one of them anew"
+
+    async def _receiver(self, *, changes: bool) -> Engine:
+        """The confined process: one from the first pass to the end of the stream. Raises FarmError."""
+        async with self._starting:
+            if self._engine is None:
+                engine = await self._take_engine()
+                keys = [self._config.keys] if self._config.keys else []
+                try:
+                    await engine.do("confine", root=self._root, records=self._records, readable=keys)
+                except FarmError:
+                    await engine.end()
+                    raise
+                engine.on_event = lambda event: self._on_event(engine, event)
+                self._engine = engine
+            if changes and not self.receiving:  # stopped meanwhile: nothing may touch the disk any more
+                engine, self._engine = self._engine, None
+                await engine.end()
+                raise FarmError("the stream", "this node does not receive any more", "See `farmctl mirror status`")
+            return self._engine
+
     async def _pass(self, sock: socket.socket, message: Message) -> None:
-        answer: Message = {"shell": "answer", "token": message["token"]}
-        root, record = Path(path_of(self._root)), self._folder / "checksum"
-        bulk = BulkPass(root, record, Mode(message["mode"]), Pass(message["passes"]), 0, message["probe"])
-        self._bulk = bulk
+        token = message["token"]
+        answer: Message = {"shell": "answer", "token": token}
+        passed = self._passed[token] = asyncio.get_running_loop().create_future()
+        order = {name: message[name] for name in ("mode", "passes", "probe", "token")}
+        order |= {"root": path_of(self._root), "record": f"{path_of(self._records)}/checksum"}
+        order |= {"excluded": self._config.exclude, "keys": self._config.keys, "peer": node_name(self._config.other)}
         try:
-            progress = await bulk.run(sock, source=False, keys=self._keys, peer=node_name(self._config.other))
-            answer |= report(bulk, progress)
+            with sock:
+                await (await self._receiver(changes=message["mode"] == Mode.SYNC)).do("pass", sock.fileno(), **order)
+            answer |= await passed
         except FarmError as error:
             answer["error"] = str(error)
         finally:
-            self._bulk = None
+            self._passed.pop(token, None)
+            self._progress = None
         self._say(answer)
 
     async def _patch(self, sock: socket.socket) -> None:
@@ -157,15 +195,7 @@ class Following:
 
     async def _stream(self, sock: socket.socket, message: Message) -> None:
         try:
-            engine = await self._take_engine()
-            if self._engine is not None:
-                await self._engine.end()
-            if not self.receiving:  # stopped meanwhile: nothing may touch the disk any more
-                sock.close()
-                await engine.end()
-                return
-            self._engine = engine
-            engine.on_event = lambda event: self._on_event(engine, event)
+            engine = await self._receiver(changes=True)
             order: dict[str, Any] = {"backing": path_of(self._root), "session": message["token"]}
             order |= {"epoch": message["epoch"], "silence_ms": 0}
             if self._keys:
@@ -176,9 +206,18 @@ class Following:
             self._lose(f"the stream could not be taken: {error}")
 
     def _on_event(self, engine: Engine, event: Message) -> None:
-        if engine is self._engine and event["event"] in ("ended", "gone"):
-            why = f"the stream ended: {event.get('text') or 'the primary closed it'}"
-            asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
+        match event["event"]:
+            case "progress":
+                self._progress = Progress(**event["progress"])
+            case "passed" if event["token"] in self._passed and not self._passed[event["token"]].done():
+                result = {name: event[name] for name in event.keys() - {"event", "token"}}
+                self._passed[event["token"]].set_result(result)
+            case "ended" | "gone" if engine is self._engine:
+                for passed in self._passed.values():
+                    if not passed.done():
+                        passed.set_result({"error": "the receiving process ended"})
+                why = f"the stream ended: {event.get('text') or 'the primary closed it'}"
+                asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
 
     def _stream_ended(self, engine: Engine, why: str) -> None:
         if engine is self._engine:

@@ -7,6 +7,9 @@ import ctypes
 import os
 from pathlib import Path
 
+from farmd.model.errors import Refused
+from farmd.model.mirrorfile import MirrorConfig
+
 FILE_SYSTEM = "fuse.farmd-mirror"
 _DETACH = 2
 
@@ -22,21 +25,34 @@ def remove_dead(directory: Path) -> int:
 
 def is_ours(directory: Path) -> bool:
     """Whether a mirror is mounted at `directory`."""
+    return top(directory)[0] == FILE_SYSTEM
+
+
+def top(directory: Path) -> tuple[str, str]:
+    """Type and source of what is mounted at `directory`, the uppermost; empty if nothing is."""
     wanted = os.fsencode(directory)
-    top = b""
+    found = ("", "")
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split()
-        kind = fields[fields.index(b"-") + 1]
+        kind, source = fields[fields.index(b"-") + 1 :][:2]
         if fields[4].decode("unicode_escape").encode("latin-1") == wanted:
-            top = kind
-    return top == FILE_SYSTEM.encode()
+            found = (os.fsdecode(kind), os.fsdecode(source))
+    return found
+
+
+def check_own(config: MirrorConfig) -> None:
+    """Raises Refused if the directory was a mount point of its own when the mirror was created, and is none now.
+
+    What lies below would be taken for the copy: an empty directory, and the peer's files would go.
+    """
+    if config.own_mount and top(Path(config.directory)) == ("", ""):
+        cause = "it was a mount point when the mirror was created, and nothing is mounted there now"
+        raise Refused(config.directory, cause, "Mount its file system, then start again")
 
 
 def users(directory: Path) -> list[str]:
     """Programs with a file or their working directory below `directory`, as "name (pid N)"; ten at most."""
     found: list[str] = []
-    if not is_ours(directory):
-        return found
     # Our own processes hold the directory below the mount, which has the same path and another device.
     prefix, device = os.fsencode(directory), os.stat(directory).st_dev
     for process in Path("/proc").iterdir():

@@ -24,6 +24,8 @@ async def picture(shell: Shell) -> dict[str, Any]:
         "mirror": config.mirror,
         "node": config.node,
         "directory": config.directory,
+        "exclude": list(config.exclude),
+        "image_bytes": config.image_bytes,
         "role": status.phase.value,
         "in_sync": in_sync,
         "why": status.why,

@@ -82,12 +82,12 @@ class Resync:
         self,
         config: MirrorConfig,
         keys: Keys | None,
-        folder: Path,
+        records: Path,
         root: int,
         peer: Peer,
         say: Callable[[Message], None],
     ) -> None:
-        self._config, self._keys, self._folder, self._root = config, keys, folder, root
+        self._config, self._keys, self._records, self._root = config, keys, records, root
         self._peer, self._say = peer, say
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._bulk: BulkPass | None = None
@@ -108,12 +108,13 @@ class Resync:
 
     def forget(self) -> None:
         """Believe no record any more: the next pass reads everything."""
-        for path in self._folder.glob("checksum*"):
+        for path in self._records.glob("checksum*"):
             path.unlink()
 
     async def bring_up(self, tree: Tree, epoch: int) -> None:
         """Make the peer equal and attach it: from the log of dirty zones if it says enough, else by comparing all."""
-        if not await tree.log_says_everything():
+        # The log's failback moves whole directories and knows no exclusions.
+        if not self._config.exclude and not await tree.log_says_everything():
             try:
                 await self._from_log(tree, epoch)
                 return
@@ -200,7 +201,8 @@ class Resync:
         async with asyncio.timeout(self._config.freeze_s), frozen(tree):
             await tree.settle()
             asked = self._ask({"shell": "fingerprints", "paths": [path.hex() for path in paths]})
-            mine, theirs = await asyncio.gather(asyncio.to_thread(fingerprint.of_all, self._root, paths), asked)
+            reading = asyncio.to_thread(fingerprint.of_all, self._root, paths, self._config.exclude)
+            mine, theirs = await asyncio.gather(reading, asked)
         digests = dict(zip(paths, zip(mine, theirs["digests"], strict=True), strict=True))
         return [one for one in findings if one.kind is Kind.UNREADABLE or len(set(digests[one.path])) > 1]
 
@@ -210,11 +212,12 @@ class Resync:
         with self._awaited(token) as answered:
             self._say(
                 {"shell": "announce", "kind": "bulk", "token": token}
-                | {"mode": int(mode), "passes": int(passes), "probe": probe}
+                | {"mode": int(mode), "passes": int(passes), "probe": probe, "shape": self._config.shape}
             )
             sock = await self._peer.call(Connection.BULK, token)
             root = Path(path_of(self._root))
-            bulk = self._bulk = BulkPass(root, self._folder / "checksum", mode, passes, rate, probe)
+            record, excluded = self._records / "checksum", self._config.exclude
+            bulk = self._bulk = BulkPass(root, record, mode, passes, rate, probe, excluded)
             name = node_name(self._config.other)
             try:
                 await bulk.run(sock, source=True, keys=self._keys, peer=name)

@@ -14,6 +14,7 @@ from farmd.mirror.acks import Gate
 from farmd.mirror.events import Event, LocalFailure, Settled, Stopped
 from farmd.mirror.zonewire import LogLied
 from farmd.mirrord.enginelink import Engine, path_of
+from farmd.mirrord.image import Image
 from farmd.mirrord.keys import Keys
 from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.mounts import remove_dead
@@ -37,10 +38,12 @@ class Serving:
         post: Callable[[Event], None],
         lose: Callable[[str], None],
         logbook: Logbook,
+        image: Image | None = None,
     ) -> None:
         self._config, self._keys, self._root, self._logbook = config, keys, root, logbook
         self._take_engine, self._post, self._lose = take_engine, post, lose
-        self._directory = Path(config.directory)
+        self._image = image
+        self._point = image.point if image else Path(config.directory)
         self._engine: Engine | None = None
         self._mounted = False
         self._paired = False
@@ -53,13 +56,19 @@ class Serving:
         """The data path's process, while it serves."""
         return self._engine.pid if self._engine else None
 
+    @property
+    def is_mounted(self) -> bool:
+        """Whether applications are let in."""
+        return self._engine is not None and self._mounted
+
     async def mount(self) -> None:
         """Let applications in. Raises FarmError."""
         engine = await self._take_engine()
         engine.on_event = lambda event: self._on_event(engine, event)
         settings = {
             "backing": path_of(self._root),
-            "mount_point": str(self._directory),
+            "mount_point": str(self._point),
+            "excluded": self._config.exclude,
             "ack": self._config.ack,
             "state": "alone" if self._gate is Gate.ALONE else "undecided",
             "peer_ms": int(self._config.peer_timeout_s * 1000),
@@ -72,6 +81,12 @@ class Serving:
             await engine.end()
             raise
         self._engine, self._mounted = engine, True
+        if self._image is not None:
+            try:
+                await asyncio.to_thread(self._image.mount)
+            except FarmError:
+                await self.unmount()
+                raise
 
     async def set_gate(self, gate: Gate) -> None:
         """Acknowledge by `gate`. A peer that is attached already makes ALONE stricter than it need be, never laxer."""
@@ -101,6 +116,8 @@ class Serving:
         """At once; what is under way fails."""
         if self._engine is not None:
             with contextlib.suppress(KernelError):
+                if self._image is not None:
+                    await self._drop_image(self._image)
                 if self._mounted:
                     await self._engine.do("unmount", force=True)
             await self._end()
@@ -109,8 +126,11 @@ class Serving:
         """Wait until no program is in, for a while; then unmount anyway. Says Stopped."""
         end = time.monotonic() + DRAIN_S
         while self._engine is not None and self._mounted:
+            late = time.monotonic() > end
             try:
-                await self._engine.do("unmount", keep=True, force=time.monotonic() > end)
+                if self._image is not None:
+                    await asyncio.to_thread(self._image.drop if late else self._image.unmount)
+                await self._engine.do("unmount", keep=True, force=late)
                 self._mounted = False
             except KernelError as error:
                 if time.monotonic() > end:
@@ -196,6 +216,13 @@ class Serving:
 
     # ---- inside ----
 
+    async def _drop_image(self, image: Image) -> None:
+        # First nothing may wait for a decision any more, or the image's file system would wait with it.
+        await self.detach()
+        with contextlib.suppress(KernelError):
+            await self._there().do("refuse")
+        await asyncio.to_thread(image.drop)
+
     def _there(self) -> Engine:
         if self._engine is None or not self._mounted:
             raise KernelError("the mirror's directory", "it is not mounted", "See `farmctl mirror status`")
@@ -208,7 +235,7 @@ class Serving:
             self._failback.set_exception(KernelError("the failback", "the directory was unmounted", "See the log"))
         if engine is not None:
             await engine.end()
-        remove_dead(self._directory)
+        remove_dead(self._point)
 
     def _on_event(self, engine: Engine, event: Message) -> None:
         if engine is not self._engine:

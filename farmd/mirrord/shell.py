@@ -35,6 +35,7 @@ from farmd.mirror.state import Link, Phase, Settings
 from farmd.mirrord import arbiters, disk, mounts
 from farmd.mirrord.enginelink import Engine
 from farmd.mirrord.following import Following
+from farmd.mirrord.image import Image
 from farmd.mirrord.keys import Keys
 from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.resync import Resync
@@ -82,7 +83,7 @@ class Shell:
         """Until the node is stopped by an order. Raises FarmError when it cannot start."""
         self._open()
         self.peer.listen()
-        self._spare = asyncio.create_task(Engine.start(self.root, self._lock))
+        self._spare = asyncio.create_task(Engine.start(self.root, self._lock, self._records))
         try:
             while not self._halted:
                 await self._step()
@@ -129,22 +130,28 @@ class Shell:
         self.mirror, me = bytes.fromhex(config.mirror), NodeId(config.node)
         self._lock = disk.lock(self.folder / "lock")
         directory = Path(config.directory)
+        image = Image(directory, self.folder) if config.image_bytes else None
+        if image is not None:
+            image.drop()
+            mounts.remove_dead(image.point)
         mounts.remove_dead(directory)
+        mounts.check_own(config)
         try:
             self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise FarmError(
                 config.directory, f"it cannot be opened ({error.strerror})", "Make the directory"
             ) from error
+        self._records = disk.records(self.folder)
         self._record = disk.RecordFile(self.folder / "record")
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         self.logbook = Logbook(self.folder, self.mirror)
         hands = (self._take_engine, self._queue.put_nowait, self._lose)
-        self.serving = Serving(config, self.keys, self.root, *hands, self.logbook)
+        self.serving = Serving(config, self.keys, self.root, *hands, self.logbook, image)
         receiving = (self._take_engine, self._say, self._lose, self.logbook)
-        self.following = Following(config, self.keys, self.folder, self.root, *receiving)
-        self.resync = Resync(config, self.keys, self.folder, self.root, self.peer, self._say)
+        self.following = Following(config, self.keys, self._records, self.root, *receiving)
+        self.resync = Resync(config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say)
         settings = Settings(
             self.mirror,
             me,
@@ -162,7 +169,7 @@ class Shell:
     async def _take_engine(self) -> Engine:
         """A data-path process that is up already; the next one is started behind it."""
         engine = await self._spare
-        self._spare = asyncio.create_task(Engine.start(self.root, self._lock))
+        self._spare = asyncio.create_task(Engine.start(self.root, self._lock, self._records))
         return engine
 
     # ---- the loop ----
@@ -283,7 +290,7 @@ class Shell:
         except FarmError as error:
             self._queue.put_nowait(on.LocalFailure(str(error)))
         self.resync.forget()
-        disk.sync_folder(self.folder)
+        disk.sync_folder(self.folder / disk.RECORDS)
 
     async def _flush(self, number: int) -> None:
         try:

@@ -2,6 +2,8 @@
 """One node's part of a mirror, as `farmctl mirror create` writes it: `STATE/NAME/mirror.json`.
 
 The folder also holds what the node must remember (record, arbiter's register, checksum record) and its API socket.
+The file has a list of directories. This farmd replicates exactly one; the list is there so that files and commands stay
+the same when it can do several.
 """
 
 from __future__ import annotations
@@ -9,19 +11,26 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from farmd.model.errors import BadRequest, NotFound, Refused
+from farmd.model import exclusions
+from farmd.model.errors import BadRequest, ConfigError, NotFound, Problem, Refused
+from farmd.model.jsonplace import Places
 
 DEFAULT_STATE = Path("/var/lib/farmd/mirrors")
 FILE = "mirror.json"
 SOCKET = "api.sock"
 ACKS = ("strict", "barrier", "async")
+MIN_IMAGE_BYTES = 16 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _STEP = "Make it anew with `farmctl mirror create`"
+_CORRECT = "Correct it and try again"
+_OF_DIRECTORY = {"directory": "path", "exclude": "exclude", "image_bytes": "image_bytes", "own_mount": "own_mount"}
+"""Fields of MirrorConfig that the file keeps with the directory, and what they are called there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +59,22 @@ class MirrorConfig:
     """The last round of a resync holds writes back for this long at most."""
     rate_bytes_s: int = 0
     """Limit of a resync; 0: none."""
+    exclude: tuple[str, ...] = ()
+    """What stays on its node (`farmd.model.exclusions`); the same on both nodes."""
+    image_bytes: int = 0
+    """Image mode: the directory holds one file of this size, mounted over it while primary. 0: file mode."""
+    own_mount: bool = False
+    """The directory is a mount point of its own. If nothing is mounted there, the node does not start."""
 
     @property
     def other(self) -> int:
         """The peer's number."""
         return 3 - self.node
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What both nodes must have alike, or one would delete what the other keeps."""
+        return {"exclude": list(self.exclude), "image": self.image_bytes > 0}
 
 
 def address(text: str) -> tuple[str, int]:
@@ -65,45 +85,171 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def size(text: str) -> int:
+    """Bytes of `512M`, `20G`, `2T` or a plain number. Raises BadRequest."""
+    found = re.fullmatch(r"([0-9]+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise BadRequest(text, "this is not a size", "Write for example 512M, 20G or 2T")
+    return int(found[1]) << 10 * "_KMGT".index(found[2].upper() or "_")
+
+
 def check(config: MirrorConfig) -> MirrorConfig:
     """`config` if everything in it means something. Raises BadRequest."""
-    wrong = {
-        config.name: not _NAME.fullmatch(config.name) and "a name has small letters, digits and '-', 32 at most",
-        f"node {config.node}": config.node not in (1, 2) and "a mirror's nodes are 1 and 2",
-        config.mirror: not _ID.fullmatch(config.mirror) and "an identity has 32 hexadecimal digits",
-        config.ack: config.ack not in ACKS and f"the ways to acknowledge are {', '.join(ACKS)}",
-        config.directory: not Path(config.directory).is_absolute() and "the path must begin with /",
-    }
-    for subject, cause in wrong.items():
-        if cause:
-            raise BadRequest(subject, cause, "Correct it and try again")
-    address(config.listen)
-    address(config.peer)
-    kind, _, where = config.arbiter.partition(":")
-    if kind == "witness":
-        address(where)
-    elif not (config.arbiter == "operator" or (kind == "file" and where.startswith("/"))):
-        raise BadRequest(config.arbiter, "there is no such arbiter", "Use operator, file:/PATH or witness:HOST:PORT")
+    for _, error in _faults(config):
+        raise error
     return config
 
 
+def _faults(config: MirrorConfig) -> Iterator[tuple[tuple[str | int, ...], BadRequest]]:
+    """Everything that means nothing, with the place in the file."""
+    top: dict[str, tuple[bool, str]] = {
+        "name": (bool(_NAME.fullmatch(config.name)), "a name has small letters, digits and '-', 32 at most"),
+        "node": (config.node in (1, 2), "a mirror's nodes are 1 and 2"),
+        "mirror": (bool(_ID.fullmatch(config.mirror)), "an identity has 32 hexadecimal digits"),
+        "ack": (config.ack in ACKS, f"the ways to acknowledge are {', '.join(ACKS)}"),
+    }
+    for key, (right, cause) in top.items():
+        if not right:
+            yield (key,), BadRequest(f"{key} {getattr(config, key)}", cause, _CORRECT)
+    yield from _directory_faults(config)
+    for key in ("listen", "peer", "arbiter"):
+        try:
+            _arbiter(config.arbiter) if key == "arbiter" else address(getattr(config, key))
+        except BadRequest as error:
+            yield (key,), error
+
+
+def _directory_faults(config: MirrorConfig) -> Iterator[tuple[tuple[str | int, ...], BadRequest]]:
+    place, path = ("directories", 0), PurePosixPath(config.directory)
+    if not path.is_absolute() or path == PurePosixPath("/") or ".." in path.parts:
+        yield (
+            (*place, "path"),
+            BadRequest(config.directory, "the path must begin with / and name a directory", _CORRECT),
+        )
+    for number, pattern in enumerate(config.exclude):
+        cause = exclusions.fault(pattern)
+        if cause is None and number >= exclusions.MAX_PATTERNS:
+            cause = f"more than {exclusions.MAX_PATTERNS} patterns"
+        if cause is not None:
+            yield (*place, "exclude", number), BadRequest(f"exclude {pattern!r}", cause, _CORRECT)
+    if config.image_bytes and config.image_bytes < MIN_IMAGE_BYTES:
+        cause = f"an image has at least {MIN_IMAGE_BYTES >> 20} MiB"
+        yield (*place, "image_bytes"), BadRequest(f"image of {config.image_bytes} bytes", cause, _CORRECT)
+    if config.image_bytes and config.exclude:
+        cause = "in image mode the image is all there is: nothing can be excluded"
+        yield (*place, "exclude"), BadRequest("exclude", cause, "Leave out the patterns, or the image")
+
+
+def _arbiter(text: str) -> None:
+    kind, _, where = text.partition(":")
+    if kind == "witness":
+        address(where)
+    elif not (text == "operator" or (kind == "file" and where.startswith("/"))):
+        raise BadRequest(text, "there is no such arbiter", "Use operator, file:/PATH or witness:HOST:PORT")
+
+
 def load(folder: Path) -> MirrorConfig:
-    """The mirror whose folder this is. Raises NotFound, or BadRequest for a file that means nothing."""
+    """The mirror whose folder this is. Raises NotFound, or ConfigError that names line and column."""
     path = folder / FILE
     try:
-        values: Any = json.loads(path.read_text())
+        text = path.read_text()
     except FileNotFoundError as error:
         step = "See `farmctl mirror create`, and --state"
         raise NotFound(f"mirror {folder.name}", f"{path} does not exist", step) from error
     except (OSError, ValueError) as error:
         raise BadRequest(str(path), f"it cannot be read ({error})", _STEP) from error
-    known = {field.name for field in fields(MirrorConfig)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        raise BadRequest(str(path), "it has fields that are not known", _STEP)
+    return parse(str(path), text)
+
+
+def parse(file: str, text: str) -> MirrorConfig:
+    """What `text`, the contents of `file`, says. Raises ConfigError with every problem's line and column."""
     try:
-        return check(MirrorConfig(**values))
-    except TypeError as error:
-        raise BadRequest(str(path), f"a field is missing or wrong ({error})", _STEP) from error
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            (Problem(file, error.lineno, error.colno, f"this is not JSON ({error.msg})", _STEP),)
+        ) from None
+    places = Places(text)
+
+    def problem(place: tuple[str | int, ...], cause: str, step: str) -> Problem:
+        return Problem(file, *places.of(place), cause, step)
+
+    wrong = [problem(place, cause, _STEP) for place, cause in _shape(values)]
+    if wrong:
+        raise ConfigError(tuple(wrong))
+    config = _flat(values)
+    wrong = [problem(place, f"{error.subject}: {error.cause}", error.next_step) for place, error in _faults(config)]
+    if wrong:
+        raise ConfigError(tuple(wrong))
+    return config
+
+
+def _shape(values: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is missing, unknown or of the wrong type."""
+    if not isinstance(values, dict):
+        yield (), "a mirror's file is one object"
+        return
+    types = {field.name: str(field.type) for field in fields(MirrorConfig)}
+    top = {name: kind for name, kind in types.items() if name not in _OF_DIRECTORY}
+    yield from _types(values, top | {"directories": "list"}, ())
+    directories = values.get("directories", [])
+    if not isinstance(directories, list):
+        return
+    if len(directories) != 1 and "directories" in values:
+        yield ("directories",), f"{len(directories)} directories: this farmd replicates exactly one in a mirror"
+    for number, each in enumerate(directories[:1]):
+        if not isinstance(each, dict):
+            yield ("directories", number), "a directory is an object with a path"
+            continue
+        inner = {shown: types[name] for name, shown in _OF_DIRECTORY.items()}
+        yield from _types(each, inner, ("directories", number))
+
+
+_REQUIRED = {"name", "mirror", "node", "listen", "peer", "directories", "path"}
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "str | None": ((str, type(None)), "text or null"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "list": ((list,), "a list"),
+    "tuple[str, ...]": ((list,), "a list of patterns"),
+}
+
+
+def _types(
+    values: dict[str, Any], known: dict[str, str], place: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for name, value in values.items():
+        if name not in known:
+            yield (*place, name), f'"{name}" is not known here'
+            continue
+        if not _fits(value, known[name]):
+            yield (*place, name), f'"{name}" must be {_KINDS[known[name]][1]}'
+    for name in sorted((_REQUIRED & known.keys()) - values.keys()):
+        yield place, f'"{name}" is missing'
+
+
+def _fits(value: Any, kind: str) -> bool:
+    kinds, _ = _KINDS[kind]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return False
+    return not isinstance(value, list) or kind == "list" or all(isinstance(each, str) for each in value)
+
+
+def _flat(values: dict[str, Any]) -> MirrorConfig:
+    inner = values["directories"][0]
+    flat = {name: value for name, value in values.items() if name != "directories"}
+    flat |= {name: inner[shown] for name, shown in _OF_DIRECTORY.items() if shown in inner}
+    flat["exclude"] = tuple(flat.get("exclude", ()))
+    return MirrorConfig(**flat)
+
+
+def as_file(config: MirrorConfig) -> dict[str, Any]:
+    """The file's contents, JSON-ready."""
+    values = asdict(config)
+    inner = {shown: values.pop(name) for name, shown in _OF_DIRECTORY.items()}
+    return values | {"directories": [inner]}
 
 
 def save(folder: Path, config: MirrorConfig) -> None:
@@ -114,7 +260,7 @@ def save(folder: Path, config: MirrorConfig) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     with new.open("w") as file:
-        json.dump(asdict(check(config)), file, indent=2)
+        json.dump(as_file(check(config)), file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     new.rename(path)

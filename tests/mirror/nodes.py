@@ -247,7 +247,8 @@ class TwoNodes:
             if node.pids():
                 node.kill()
             for _ in range(4):
-                subprocess.run(["umount", "-l", str(node.data)], capture_output=True, check=False)
+                points = [str(node.data), str(node.state / "m/mount")]  # the second in image mode
+                subprocess.run(["umount", "-l", *points], capture_output=True, check=False)
             subprocess.run(["ip", "netns", "delete", node.netns], capture_output=True, check=False)
             if node.disk is not None:
                 node.disk.unmount()

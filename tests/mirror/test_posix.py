@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 import subprocess
 import threading
 from collections import Counter
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.mirror.operations import Actor, Planner, name_fd, prepare
-from tests.mirror.pair import Pair
+from tests.mirror.pair import EngineError, Pair
 from tests.mirror.trees import differences
 
 pytestmark = pytest.mark.root
@@ -182,3 +183,18 @@ def test_writing_as_somebody_else_clears_the_set_user_id_bits(pair: Pair) -> Non
 
     assert path.stat().st_mode & 0o7777 == 0o777
     assert differences(pair.backing, pair.copy) == []
+
+
+def test_more_files_than_may_be_open_are_replicated() -> None:
+    with Pair() as pair:
+        with pytest.raises(EngineError):
+            pair.secondary.do("stats")  # it is up, and has set its limits
+        pid, limit = pair.secondary.process.pid, resource.RLIMIT_NOFILE
+        resource.prlimit(pid, limit, (128, resource.prlimit(pid, limit)[1]))
+        pair.join()
+        for number in range(200):
+            (pair.mount / str(number)).write_text(str(number))
+        for number in range(0, 200, 7):
+            (pair.mount / str(number)).write_text("again")
+        pair.settle()
+        assert differences(pair.backing, pair.copy) == []

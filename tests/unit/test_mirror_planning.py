@@ -8,14 +8,14 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from farmd.mirror.config import Directory, MirrorConfig, Pace, checked
+from farmd.mirror.config import Directory, MirrorPolicy, Pace, checked
 from farmd.mirror.pace import Bucket, Controller
 from farmd.mirror.planning import Plan, Progress, Step, eta_s, plan
 from farmd.mirror.zones import BLOCK_BYTES, ZONE_BYTES, Cover, Kind, Line, Mark, TreeMark, Zone
 
 MIB = 1 << 20
 DATA = Directory(PurePosixPath("/srv/data"))
-GOOD = MirrorConfig("db", (DATA,))
+GOOD = MirrorPolicy("db", (DATA,))
 
 
 def _cover(*lines: Line) -> Cover:
@@ -51,7 +51,7 @@ def test_a_good_configuration_has_no_fault() -> None:
         (replace(GOOD, hot_zones=4), "hot_zones"),
     ],
 )
-def test_each_fault_is_named(config: MirrorConfig, key: str) -> None:
+def test_each_fault_is_named(config: MirrorPolicy, key: str) -> None:
     assert [fault.key for fault in checked(config)] == [key]
 
 
