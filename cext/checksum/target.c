@@ -360,10 +360,10 @@ static int make_durable(struct target *target)
 		return target_fail(target, errno, "writing back", "", "");
 	if (e->progress->errors)
 		return 0;
-	if (target->record.fd >= 0 && e->progress->dirs_done)
-		nanosleep(&slack, NULL);
 	if (link_send(&target->link, FRAME_COMMIT, NULL) || record_flush(&target->record))
 		return -1;
+	if (target->record.fd >= 0 && e->progress->dirs_done)
+		nanosleep(&slack, NULL);
 	while (!target->committed)
 		if (take_frame(target))
 			return -1;
