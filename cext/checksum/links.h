@@ -9,6 +9,7 @@
 struct link_name {
 	uint64_t source, target; // inode numbers; target 0: there is none (a comparison)
 	char *path;		 // the name that was seen first
+	int told;		 // that it was reported as part of a difference
 };
 
 struct links {

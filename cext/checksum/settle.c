@@ -194,7 +194,10 @@ static int create(struct target *target, struct listing *listing, const struct e
 			return target_fail(target, ENAMETOOLONG, "creating", listing->folder->path, wanted->name);
 		if (hashset_add(&target->made, name_key(target, path)) < 0)
 			return target_fail(target, ENOMEM, "creating", path, "");
-		return todo_add(&target->todo, path) < 0 ? target_fail(target, ENOMEM, "listing", path, "") : 0;
+		int added = todo_add(&target->todo, path);
+
+		COUNT(&target->engine, dirs_differing, added > 0);
+		return added < 0 ? target_fail(target, ENOMEM, "listing", path, "") : 0;
 	}
 	if (wanted->links > 1) {
 		char path[PATH_ROOM];
@@ -202,6 +205,7 @@ static int create(struct target *target, struct listing *listing, const struct e
 		if (path_join(path, listing->folder->path, wanted->name) ||
 		    links_set(&target->links, wanted->inode, target->writes ? mine.local.inode : 0, path))
 			return target_fail(target, ENOMEM, "linking", listing->folder->path, wanted->name);
+		links_find(&target->links, wanted->inode)->told = 1;
 	}
 	if (S_ISREG(wanted->meta.mode) && wanted->meta.size)
 		return job_begin(target, listing, wanted, target->writes ? &mine : NULL, 1, 1);
@@ -221,6 +225,10 @@ static int settle_link(struct target *target, struct listing *listing, const str
 	if (mine && mine->local.inode == first->target)
 		return 1;
 	engine_report(e, mine ? CHECKSUM_LINKS : finding, 0, listing->folder->path, wanted->name);
+	// Whoever looks again must look at both.
+	if (!first->told)
+		engine_report(e, CHECKSUM_LINKS, 0, first->path, "");
+	first->told = 1;
 	if (!target->writes)
 		return 1;
 	if (mine && remove_entry(target, listing, mine))
@@ -390,12 +398,21 @@ static int find_extra(void *context, int folder, const struct entry *entry, stru
 	return remove_entry(target, extras->listing, entry);
 }
 
+static int find_wanted_extra(void *context, int folder, const struct entry *entry, struct scratch *scratch)
+{
+	struct extras *extras = context;
+
+	return only_has(&extras->target->engine.only, extras->listing->folder->path, entry->name)
+		   ? find_extra(context, folder, entry, scratch)
+		   : 0;
+}
+
 static int delete_extras(struct target *target, struct listing *listing)
 {
 	struct extras extras = {.target = target, .listing = listing};
 	// getdents goes on where the descriptor stands: a fresh one reads all.
 	int fd = openat(listing->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int result = fd < 0 ? -1 : tree_each(fd, &target->scratch, find_extra, &extras);
+	int result = fd < 0 ? -1 : tree_each(fd, &target->scratch, find_wanted_extra, &extras);
 
 	if (result && !target->engine.failed)
 		target_fail(target, errno, "reading", listing->folder->path, "");
@@ -455,6 +472,7 @@ int listing_end(struct target *target, struct listing *listing, uint8_t flags)
 	if (result)
 		return -1;
 	folder->listed = 1;
+	COUNT(&target->engine, dirs_listed, 1);
 	listing->folder = NULL;
 	listing_free(listing);
 	folder_done(target, folder);

@@ -69,7 +69,9 @@ static void scan_one(void *context, void *item, struct scratch *scratch)
 	struct engine *e = &target->engine;
 	struct scan scan = {.engine = e, .record = &target->record, .folder = job->folder, .tokens = scratch->out};
 
-	if (!engine_stopping(e)) {
+	if (e->only.active) {
+		must_list(target, job->folder);
+	} else if (!engine_stopping(e)) {
 		int failed = scan_folder(&scan, e->options->root_fd, scratch);
 
 		COUNT(e, dirs_seen, 1);

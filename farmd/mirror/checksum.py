@@ -72,6 +72,8 @@ class Options:
     """What one end does. `record` is the path of this end's record, outside of the tree; None: nothing is remembered.
     What `excluded` names (patterns of `farmd.model.exclusions`, alike on both ends) is not there for this end.
 
+    With `only`, nothing but these names is looked at (see `again`); alike on both ends, and without a record.
+
     Only the target's `mode`, `passes`, `resume` and `probe_bytes` count. `trust_restart` says that the file system was
     cleanly unmounted since the record was written: after a crash that would be a lie, and could hide a difference.
     """
@@ -80,6 +82,7 @@ class Options:
     record: Path | None = None
     mode: Mode = Mode.SYNC
     passes: Pass = Pass.CONTENTS
+    only: tuple[bytes, ...] | None = None
     threads: int = 2
     timeout_s: float = 30.0
     resume: bool = False
@@ -104,6 +107,7 @@ class Progress:
     bytes_received: int
     dirs_seen: int
     dirs_differing: int
+    dirs_listed: int
     dirs_done: int
     files_deleted: int
     files_changing: int
@@ -111,6 +115,15 @@ class Progress:
     probe_ns: int
     scan_ns: int
     recorded: int
+
+    @property
+    def share(self) -> float:
+        """How much of the second phase is done, 0 to 1, on the target: what is listed stands for what is not yet."""
+        if self.phase < 2 or not self.dirs_listed:
+            return 0.0
+        if not self.bytes_to_compare:
+            return min(1.0, self.dirs_done / self.dirs_differing)
+        return min(1.0, self.bytes_compared / self.bytes_to_compare * self.dirs_listed / self.dirs_differing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +213,10 @@ class Run:
         wanted.probe_bytes = options.probe_bytes
         excluded = ffi.new("char[]", b"\n".join(map(os.fsencode, options.excluded)))
         wanted.excluded = excluded
+        only = b"".join(path + b"\0" for path in options.only or ())
+        names = ffi.from_buffer(only)
+        if options.only is not None:
+            wanted.only, wanted.only_bytes = names, len(only)
         failure = ffi.new("struct checksum_error *")
         try:
             failed = function(wanted, self._progress, failure)
@@ -261,9 +278,9 @@ class Outcome:
 
 def bar(progress: Progress, seconds: float) -> str:
     """One line while a run goes on: phase, share, speed, time to go."""
-    if progress.phase < 2 or not progress.bytes_to_compare:
+    share = progress.share
+    if not share:
         return f"{PHASES[progress.phase]}: {progress.files_seen:,} names, {progress.bytes_hashed / 1e6:,.0f} MB read"
-    share = progress.bytes_compared / progress.bytes_to_compare
     to_go = f"{seconds / share - seconds:,.0f} s to go" if share > 0.01 else "time unknown"
     filled = "#" * round(20 * share)
     moved = f"{progress.bytes_differing / 1e6:,.0f} MB differed"

@@ -51,7 +51,7 @@ class Api:
     async def _verb(self, request: Request) -> Response:
         verb, body = str(request.path_params["verb"]), await read_object(request, MAX_BODY_BYTES)
         if verb in ("verify", "diff"):
-            job = self._shell.begin(Mode[verb.upper()])
+            job = await self._shell.begin(Mode[verb.upper()], ORDER_S, repair=bool(body.get("repair")))
             return self._envelope("Operation", {"text": f"{verb} has begun", "job": job.number})
         order = self._order(verb, body)
         if isinstance(order, Demote | Stop) and not body.get("force"):

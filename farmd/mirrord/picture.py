@@ -74,11 +74,12 @@ def _resync(shell: Shell) -> dict[str, Any] | None:
     answer: dict[str, Any] = {"what": shown.what if shown else "receiving", "seconds": round(seconds, 1)}
     if shown:
         answer |= {"passes": shown.passes, "bytes_moved_before": shown.bytes_moved}
-    return answer | (_progress(progress, seconds) if progress else {})
+    in_pass = time.monotonic() - shown.pass_began if shown else 0.0
+    return answer | (_progress(progress, in_pass) if progress else {})
 
 
 def _progress(progress: Progress, seconds: float) -> dict[str, Any]:
-    done = progress.bytes_compared / progress.bytes_to_compare if progress.bytes_to_compare else 0.0
+    done = progress.share
     return {
         "phase": PHASES[progress.phase],
         "names": progress.files_seen,

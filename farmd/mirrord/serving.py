@@ -20,6 +20,8 @@ from farmd.mirrord.wire import Message
 from farmd.model.errors import FarmError, KernelError
 from farmd.model.mirrorfile import MirrorConfig
 
+_OURS = "detached"
+"""What the data path says of a stream that we ended ourselves."""
 DRAIN_S = 10.0
 """Programs that still have files open when a primary resigns get errors after this long."""
 
@@ -180,6 +182,11 @@ class Serving:
         self._paired = True
         await engine.do("forget-dirty")
 
+    async def renew(self, sock: socket.socket, token: int, epoch: int) -> None:
+        """The same peer by a new stream, with changes held back and all settled: it learns every inode anew."""
+        await self._there().do("detach")
+        await self.attach(sock, token, epoch)
+
     # ---- inside ----
 
     async def _drop_image(self, image: Image) -> None:
@@ -205,7 +212,7 @@ class Serving:
         if engine is not self._engine:
             return
         match event["event"]:
-            case "lost":
+            case "lost" if event.get("text") != _OURS:
                 self._paired = False
                 self._lose(event.get("text") or "the stream ended")
             case "checkpoint" if self._checkpoint is not None and not self._checkpoint.done():

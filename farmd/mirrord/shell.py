@@ -27,21 +27,20 @@ from typing import Any
 
 from farmd.mirror import commands as do
 from farmd.mirror import events as on
-from farmd.mirror.checksum import Kind as Found
 from farmd.mirror.checksum import Mode
 from farmd.mirror.core import Node
 from farmd.mirror.messages import Hello, decode, encode
-from farmd.mirror.orders import Order
-from farmd.mirror.state import Link, Phase, Settings
+from farmd.mirror.orders import Check, Order
+from farmd.mirror.state import Settings
 from farmd.mirrord import arbiters, disk, mounts
 from farmd.mirrord.enginelink import Engine
 from farmd.mirrord.following import Following
 from farmd.mirrord.image import Image
 from farmd.mirrord.keys import Keys
-from farmd.mirrord.resync import Resync
+from farmd.mirrord.resync import Resync, outcome
 from farmd.mirrord.serving import Serving
 from farmd.mirrord.wire import Control, Message, Peer
-from farmd.model.errors import FarmError, KernelError, Refused, TimedOut
+from farmd.model.errors import FarmError, KernelError, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
 from farmd.model.nodes import NodeId
 
@@ -111,17 +110,23 @@ class Shell:
                 cause += f" ({self.trouble})"
             raise TimedOut(name, cause, "See `farmctl mirror status`") from error
 
-    def begin(self, what: Mode) -> Job:
-        """Start a comparison that changes nothing. Raises KernelError if there is one, or no peer."""
+    async def begin(self, what: Mode, timeout_s: float, *, repair: bool = False) -> Job:
+        """Start a comparison. Raises KernelError if there is one or no peer, Refused if it is not this node's part."""
         if self.control is None:
             raise KernelError(what.name.lower(), "the peer is not connected", "See `farmctl mirror status`")
-        if what is Mode.VERIFY and not (self.node.phase is Phase.PRIMARY and self.node.link is Link.SYNCED):
-            raise Refused("verify", "this node is not a primary in sync", "Ask the primary, or use diff")
         if self.job is not None and self.job.state == "running":
             raise KernelError(what.name.lower(), f"a {self.job.what} goes on", "Wait for its end")
-        self.job = Job(what.name.lower(), (self.job.number if self.job else 0) + 1)
-        self._for_session(self._compare(what, self.job))
-        return self.job
+        before = self.job
+        job = self.job = Job(what.name.lower(), (before.number if before else 0) + 1)
+        if what is Mode.DIFF:
+            self._for_session(self._compare(job, self._diff()))
+            return job
+        try:
+            await self.order(Check(repair), timeout_s)
+        except FarmError:
+            self.job = before
+            raise
+        return job
 
     # ---- starting ----
 
@@ -245,7 +250,10 @@ class Shell:
                 self._answer(command.order, command.error)
             case do.Halt():
                 self._halted = True
-            case do.Inherit() | do.SendCover() | do.ClearJournal() | do.Verify():
+            case do.Verify():
+                assert self.job is not None, "only `begin` orders a check"
+                self._for_session(self._compare(self.job, self._verify(command)))
+            case do.Inherit() | do.SendCover() | do.ClearJournal():
                 pass
 
     async def _mount(self) -> None:
@@ -288,23 +296,32 @@ class Shell:
             await asyncio.sleep(_RETRY_S)
             self._lose(self.trouble)
 
-    async def _compare(self, mode: Mode, job: Job) -> None:
+    async def _compare(self, job: Job, work: Coroutine[Any, Any, dict[str, Any]]) -> None:
         try:
-            counters, found = await self.resync.compare(mode)
-            if found and mode is Mode.VERIFY:
-                found = await self.resync.confirm(self.serving, found)
-            names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(one.path)} for one in found]
-            job.result = {"counters": counters, "findings": names, "equal": not found and not counters["errors"]}
-            if mode is Mode.DIFF:
-                job.result["estimate_s"] = self.resync.estimate(counters)
-            job.result["differences"] = sum(one.kind is not Found.UNREADABLE for one in found)
+            job.result = await work
             job.state = "done"
-            self._queue.put_nowait(on.VerifyEnded(self.session, job.result["differences"]))
         except (OSError, TimeoutError, FarmError) as error:
-            job.state, job.result = "failed", {"error": str(error) or "it took too long while changes were held back"}
+            job.state, job.result = "failed", {"error": str(error)}
         except asyncio.CancelledError:
             job.state, job.result = "failed", {"error": "the peer was lost"}
             raise
+
+    async def _diff(self) -> dict[str, Any]:
+        counters, found = await self.resync.compare(Mode.DIFF)
+        return outcome(counters, found) | {"estimate_s": self.resync.estimate(counters)}
+
+    async def _verify(self, order: do.Verify) -> dict[str, Any]:
+        epoch = self.node.record.generation.epoch
+        try:
+            counters, found = await self.resync.verify(self.serving, epoch, repair=order.repair)
+        except (OSError, FarmError):
+            if self.resync.mending:
+                # Whatever is half mended there: a resync makes both equal.
+                self._lose("a repair did not end")
+            raise
+        result = outcome(counters, found) | {"repaired": order.repair}
+        self._queue.put_nowait(on.VerifyEnded(order.session, 0 if order.repair else result["differences"]))
+        return result
 
     # ---- the peer ----
 
@@ -328,8 +345,12 @@ class Shell:
         match message["shell"]:
             case "announce":
                 self.following.announce(message)
-            case "fingerprints":
-                self.following.fingerprints(message)
+            case "names":
+                self.following.names(message)
+            case "progress":
+                self.resync.on_progress(message)
+            case "found":
+                self.resync.on_found(message)
             case "answer":
                 self.resync.on_answer(message)
 

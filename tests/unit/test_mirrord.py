@@ -12,7 +12,7 @@ import pytest
 from farmd.mirror.arbiter import Claim, Occasion, Register
 from farmd.mirror.generation import Generation
 from farmd.mirror.record import SLOT_BYTES, Record
-from farmd.mirrord import disk, fingerprint
+from farmd.mirrord import disk
 from farmd.mirrord.arbiters import FileArbiter, OperatorArbiter
 from farmd.mirrord.keys import make
 from farmd.mirrord.witness import Witness
@@ -97,29 +97,6 @@ def test_a_witness_keeps_what_it_granted_and_refuses_what_is_no_question(tmp_pat
     for wrong in ("../../x", "", 5):
         with pytest.raises(ValueError, match="identity"):
             Witness(tmp_path).answer(question | {"mirror": wrong})
-
-
-def test_a_fingerprint_sees_every_kind_of_change_and_never_leaves_the_directory(tmp_path: Path) -> None:
-    root, outside = tmp_path / "root", tmp_path / "outside"
-    root.mkdir()
-    outside.write_text("secret")
-    (root / "file").write_text("content")
-    (root / "away").symlink_to(tmp_path)
-    fd = os.open(root, os.O_RDONLY)
-    seen = {fingerprint.of(fd, b"file")}
-    (root / "file").chmod(0o600)
-    seen.add(fingerprint.of(fd, b"file"))
-    os.utime(root / "file", (1, 1))
-    seen.add(fingerprint.of(fd, b"file"))
-    (root / "file").write_text("another")
-    os.utime(root / "file", (1, 1))
-    seen.add(fingerprint.of(fd, b"file"))
-
-    assert len(seen) == 4
-    for path in (b"away/outside", b"../outside", b"nothing"):
-        assert fingerprint.of(fd, path) == fingerprint.GONE
-    assert fingerprint.of(fd, b"away") != fingerprint.GONE
-    os.close(fd)
 
 
 @pytest.mark.parametrize(
