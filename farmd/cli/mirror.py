@@ -234,12 +234,19 @@ def resync(
         bool, typer.Option("--give-up", help="On a node that is not primary: forget its copy, take the other's")
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once")] = False,
+    limit: Annotated[
+        float | None,
+        typer.Option("--limit", metavar="MB/S", help="Only: how fast resyncs send, now and until the node stops"),
+    ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """On the primary: compare everything with the peer and send what differs.
 
     With `--give-up`, on the side that an administrator gives up after a split brain: its own changes are lost.
     """
+    if limit is not None:
+        _order(session, state, name, "resync", {"rate_bytes_s": round(limit * 1e6)})
+        return
     _order(session, state, name, "resync", {"give_up": give_up})
     if give_up or no_wait:
         return

@@ -73,6 +73,10 @@ class BulkPass:
         """End soon: `run` raises."""
         self._run.stop()
 
+    def limit(self, rate_bytes_s: int) -> None:
+        """What a source sends of contents from now on; 0: no limit."""
+        self._run.limit(rate_bytes_s)
+
     def progress(self) -> Progress:
         """The counters now."""
         return self._run.progress()

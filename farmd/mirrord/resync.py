@@ -66,6 +66,8 @@ class Shown:
     bytes_moved: int = 0
     """Contents, of the passes that are over."""
     names_differing: int = 0
+    held_back: bool = False
+    """The last pass, in which applications wait: it is not limited."""
 
 
 class Resync:
@@ -86,12 +88,19 @@ class Resync:
         self._found: dict[int, list[Finding]] = {}
         self._bulk: BulkPass | None = None
         self._took_s = 0.0
+        self._rate = config.rate_bytes_s
         self.shown: Shown | None = None
         self.last: dict[str, Any] | None = None
         """What the last whole resync came to."""
         self.mending = False
         """The peer's copy is being repaired; true behind a failure, too."""
         self._theirs: Progress | None = None
+
+    def limit(self, rate_bytes_s: int) -> None:
+        """What a resync sends of contents from now on; 0: no limit."""
+        self._rate = rate_bytes_s
+        if self._bulk is not None and self.shown is not None and not self.shown.held_back:
+            self._bulk.limit(rate_bytes_s)
 
     def on_found(self, message: Message) -> None:
         """Part of what a pass found, before its answer."""
@@ -128,10 +137,11 @@ class Resync:
         try:
             for _ in range(_ROUNDS):
                 began = time.monotonic()
-                await self._sync(shown, self._config.rate_bytes_s)
+                await self._sync(shown, self._rate)
                 if time.monotonic() - began < _QUICK_S:
                     break
             async with frozen(tree):
+                shown.held_back = True
                 await self._last_round(tree, shown, epoch)
             seconds = round(time.monotonic() - shown.began, 3)
             self.last = {
@@ -181,7 +191,7 @@ class Resync:
 
     def estimate(self, counters: dict[str, int]) -> float:
         """After a diff: seconds that a resync would take, if disks and link stay as the diff found them."""
-        probe_s, limit = counters["probe_ns"] / 1e9, self._config.rate_bytes_s
+        probe_s, limit = counters["probe_ns"] / 1e9, self._rate
         byte_s = max(probe_s / PROBE_BYTES, 1 / limit if limit else 0.0)
         return round(max(self._took_s - probe_s, 0.0) + counters["bytes_differing"] * byte_s, 3)
 
