@@ -34,7 +34,7 @@ kernels: setup
 	@$(BIN)/python -m tests.kernels.run
 
 mirror: setup
-	@$(BIN)/pytest tests/sim/mirror tests/checksum tests/mirror
+	@FARMD_CHECKSUM_LONG=1 $(BIN)/pytest tests/sim/mirror tests/checksum tests/mirror
 
 check: setup
 	@$(BIN)/ruff check

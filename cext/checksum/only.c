@@ -13,11 +13,13 @@ static struct digest key_of(const char *path, size_t length)
 
 int only_load(struct only *only, const struct checksum_options *options)
 {
-	const char *path = options->only, *end = path + options->only_bytes;
+	const char *path = options->only, *end;
 
 	memset(only, 0, sizeof(*only));
 	only->active = path != NULL;
-	for (; path && path < end; path += strlen(path) + 1) {
+	if (!path)
+		return 0;
+	for (end = path + options->only_bytes; path < end; path += strlen(path) + 1) {
 		only->everything |= strcmp(path, "/") == 0;
 		if (hashset_add(&only->paths, key_of(path, strlen(path))) < 0)
 			return -1;

@@ -205,7 +205,6 @@ static int create(struct target *target, struct listing *listing, const struct e
 		if (path_join(path, listing->folder->path, wanted->name) ||
 		    links_set(&target->links, wanted->inode, target->writes ? mine.local.inode : 0, path))
 			return target_fail(target, ENOMEM, "linking", listing->folder->path, wanted->name);
-		links_find(&target->links, wanted->inode)->told = 1;
 	}
 	if (S_ISREG(wanted->meta.mode) && wanted->meta.size)
 		return job_begin(target, listing, wanted, target->writes ? &mine : NULL, 1, 1);
@@ -225,10 +224,6 @@ static int settle_link(struct target *target, struct listing *listing, const str
 	if (mine && mine->local.inode == first->target)
 		return 1;
 	engine_report(e, mine ? CHECKSUM_LINKS : finding, 0, listing->folder->path, wanted->name);
-	// Whoever looks again must look at both.
-	if (!first->told)
-		engine_report(e, CHECKSUM_LINKS, 0, first->path, "");
-	first->told = 1;
 	if (!target->writes)
 		return 1;
 	if (mine && remove_entry(target, listing, mine))
@@ -283,7 +278,7 @@ static int settle_existing(struct target *target, struct listing *listing, const
 	return target->writes ? set_meta(target, listing, wanted, !same_xattrs || !trusted) : 0;
 }
 
-static int settle(struct target *target, struct listing *listing, const struct entry_message *wanted)
+static int settle_name(struct target *target, struct listing *listing, const struct entry_message *wanted)
 {
 	struct engine *e = &target->engine;
 	struct entry mine;
@@ -326,6 +321,41 @@ static int settle(struct target *target, struct listing *listing, const struct e
 		return settle_existing(target, listing, wanted, &mine);
 	engine_report(e, finding, 0, listing->folder->path, wanted->name);
 	return create(target, listing, wanted);
+}
+
+// With one name of an inode all of its names are told: only together can somebody join them later.
+static int tell_names(struct target *target, struct listing *listing, const struct entry_message *wanted, int differs)
+{
+	struct link_name *inode = links_find(&target->links, wanted->inode);
+	char path[PATH_ROOM];
+
+	if (!inode)
+		return 0;
+	if (!differs && inode->told)
+		engine_report(&target->engine, CHECKSUM_LINKS, 0, listing->folder->path, wanted->name);
+	if (!differs && !inode->told)
+		return path_join(path, listing->folder->path, wanted->name) || links_keep(inode, path)
+			   ? target_fail(target, ENOMEM, "linking", listing->folder->path, wanted->name)
+			   : 0;
+	inode->told = 1;
+	while (inode->alike) {
+		struct link_path *kept = inode->alike;
+
+		engine_report(&target->engine, CHECKSUM_LINKS, 0, kept->path, "");
+		inode->alike = kept->next;
+		free(kept);
+	}
+	return 0;
+}
+
+static int settle(struct target *target, struct listing *listing, const struct entry_message *wanted)
+{
+	uint64_t before = target->engine.progress->files_differing;
+	int result = settle_name(target, listing, wanted);
+
+	if (result || target->writes || wanted->links < 2 || S_ISDIR(wanted->meta.mode))
+		return result;
+	return tell_names(target, listing, wanted, target->engine.progress->files_differing != before);
 }
 
 static int keep_self(struct target *target, struct listing *listing, const struct entry_message *wanted)
