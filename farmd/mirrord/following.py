@@ -40,6 +40,8 @@ class Following:
         self._come: dict[int, tuple[Kind, socket.socket]] = {}
         self._engine: Engine | None = None
         self._streaming: Engine | None = None
+        self._replaced: Engine | None = None
+        """Its stream may end: the primary has announced another."""
         self._starting = asyncio.Lock()
         self._passed: dict[int, asyncio.Future[Message]] = {}
         self._names: dict[int, list[list[str]]] = {}
@@ -56,6 +58,8 @@ class Following:
 
     def announce(self, message: Message) -> None:
         """The primary tells what a connection will be for."""
+        if message["kind"] == "stream":
+            self._replaced = self._streaming
         self._announced[message["token"]] = message
         while len(self._announced) > _ROOM:
             self._announced.pop(next(iter(self._announced)))
@@ -195,5 +199,5 @@ class Following:
                 asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
 
     def _stream_ended(self, engine: Engine, why: str) -> None:
-        if engine is self._engine:
+        if engine is self._engine and engine is not self._replaced:
             self._lose(why)

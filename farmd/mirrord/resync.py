@@ -51,8 +51,8 @@ class Tree(Protocol):
     async def attach(self, sock: Any, token: int, epoch: int) -> None:
         """Replicate from now on."""
 
-    async def renew(self, sock: Any, token: int, epoch: int) -> None:
-        """The same peer by a new stream."""
+    async def part(self) -> None:
+        """End the stream: another is attached at once."""
 
 
 @dataclass(slots=True)
@@ -164,13 +164,16 @@ class Resync:
         if counters["errors"] or counters["files_changing"]:
             cause = f"{counters['errors'] + counters['files_changing']} names could not be compared"
             raise FarmError("resync", cause, "Run `farmctl mirror diff` to see which; is something else writing there?")
-        await self._stream(tree.attach, epoch)
+        await self._stream(tree, epoch)
 
-    async def _stream(self, attach: Callable[[Any, int, int], Awaitable[None]], epoch: int) -> None:
+    async def _stream(self, tree: Tree, epoch: int, *, anew: bool = False) -> None:
         token = _token()
+        # Announced first: the peer then expects the end of the old one.
         self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+        if anew:
+            await tree.part()
         with await self._peer.call(Connection.STREAM, token) as sock:
-            await attach(sock, token, epoch)
+            await tree.attach(sock, token, epoch)
 
     async def _sync(self, shown: Shown, rate: int) -> dict[str, int]:
         counters, _ = await self._pass(Mode.SYNC, Pass.QUICK, rate=rate)
@@ -213,7 +216,7 @@ class Resync:
                 self.mending = repair
                 again, found = await self._pass(mode, Pass.CONTENTS, only=names)
                 if repair and found:
-                    await self._stream(tree.renew, epoch)
+                    await self._stream(tree, epoch, anew=True)
                 self.mending = False
         except TimeoutError as error:
             cause = f"{len(names)} names could not be compared again within {self._config.freeze_s:g} s"

@@ -182,10 +182,9 @@ class Serving:
         self._paired = True
         await engine.do("forget-dirty")
 
-    async def renew(self, sock: socket.socket, token: int, epoch: int) -> None:
-        """The same peer by a new stream, with changes held back and all settled: it learns every inode anew."""
+    async def part(self) -> None:
+        """End the stream, with changes held back and all settled; another is attached at once."""
         await self._there().do("detach")
-        await self.attach(sock, token, epoch)
 
     # ---- inside ----
 

@@ -31,6 +31,7 @@ from farmd.mirror.checksum import Mode
 from farmd.mirror.core import Node
 from farmd.mirror.messages import Hello, decode, encode
 from farmd.mirror.orders import Check, Order
+from farmd.mirror.orders import Resync as ResyncOrder
 from farmd.mirror.state import Settings
 from farmd.mirrord import arbiters, disk, mounts
 from farmd.mirrord.enginelink import Engine
@@ -316,8 +317,8 @@ class Shell:
             counters, found = await self.resync.verify(self.serving, epoch, repair=order.repair)
         except (OSError, FarmError):
             if self.resync.mending:
-                # Whatever is half mended there: a resync makes both equal.
-                self._lose("a repair did not end")
+                # Half mended, and no log knows of it: only a whole comparison makes both equal.
+                self._queue.put_nowait(on.Ordered(ResyncOrder()))
             raise
         result = outcome(counters, found) | {"repaired": order.repair}
         self._queue.put_nowait(on.VerifyEnded(order.session, 0 if order.repair else result["differences"]))

@@ -89,7 +89,8 @@ def test_verify_under_load_names_what_differs_and_nothing_else_and_repair_mends_
             assert (two.data / "quiet3").read_bytes() != (one.data / "quiet3").read_bytes(), "verify changed something"
 
             mended = one.ctl("verify", "--repair")
-            assert {each["path"] for each in mended["findings"]} - {""} == wrong
+            made_equal = {each["path"] for each in mended["findings"]}
+            assert wrong - made_equal in ({"first"}, {"second"}), "one of two names is enough to join them"
             assert one.ctl("verify")["equal"]
             goal = len(done) + 20
             one.wait("writing on", lambda _: len(done) > goal)
