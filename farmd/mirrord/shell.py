@@ -252,10 +252,8 @@ class Shell:
             case do.Halt():
                 self._halted = True
             case do.Verify():
-                assert self.job is not None, "only `begin` orders a check"
-                self._for_session(self._compare(self.job, self._verify(command)))
-            case do.Inherit() | do.SendCover() | do.ClearJournal():
-                pass
+                self._begin_verify(command)
+        # Inherit, SendCover and ClearJournal: see the head of this file.
 
     async def _mount(self) -> None:
         self._mount_error = None
@@ -306,6 +304,10 @@ class Shell:
         except asyncio.CancelledError:
             job.state, job.result = "failed", {"error": "the peer was lost"}
             raise
+
+    def _begin_verify(self, command: do.Verify) -> None:
+        assert self.job is not None, "only `begin` orders a check"
+        self._for_session(self._compare(self.job, self._verify(command)))
 
     async def _diff(self) -> dict[str, Any]:
         counters, found = await self.resync.compare(Mode.DIFF)
