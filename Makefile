@@ -35,7 +35,7 @@ kernels: setup
 
 mirror: setup
 	@PYTHON="$(PYTHON)" .ci/setup databases
-	@$(BIN)/pytest tests/sim/mirror tests/checksum tests/mirror
+	@FARMD_CHECKSUM_LONG=1 $(BIN)/pytest tests/sim/mirror tests/checksum tests/mirror
 
 check: setup
 	@$(BIN)/ruff check

@@ -43,6 +43,8 @@ struct checksum_options {
 	uint32_t resume;	// skip what an interrupted run of any pass already verified
 	uint32_t trust_restart; // the caller knows that this file system was cleanly unmounted since the record
 	uint32_t probe_bytes;	// CHECKSUM_DIFF: how much to send to measure the link
+	const char *only;    // paths, each ended by a 0, alike on both sides: nothing else is looked at. A slash at the
+	uint64_t only_bytes; // end of one: all below it as well. NULL: the whole tree. Not together with a record.
 };
 
 // Written by the engine while it runs, read by others at any time; `stop` and `rate_bytes_s` are the caller's.
@@ -60,6 +62,7 @@ struct checksum_progress {
 	uint64_t bytes_received;
 	uint64_t dirs_seen;
 	uint64_t dirs_differing;
+	uint64_t dirs_listed;
 	uint64_t dirs_done;
 	uint64_t files_deleted;
 	uint64_t files_changing;
@@ -80,6 +83,7 @@ int checksum_run_source(const struct checksum_options *options, struct checksum_
 int checksum_run_target(const struct checksum_options *options, struct checksum_progress *progress,
 			struct checksum_error *error);
 // Reads `length` bytes of a file in blocks and hashes each; returns the nanoseconds of CPU time it took, or -1.
-int64_t checksum_measure_hash(int fd, uint64_t length);
+// `mapped`: through a mapping. Only to compare: a file that is cut short meanwhile would end the process by SIGBUS.
+int64_t checksum_measure_hash(int fd, uint64_t length, int mapped);
 
 #endif

@@ -16,10 +16,13 @@ void engine_open(struct engine *e, const struct checksum_options *options, struc
 	e->progress = progress;
 	e->error = error;
 	pthread_mutex_init(&e->lock, NULL);
+	if (only_load(&e->only, options))
+		engine_fail(e, ENOMEM, "out of memory");
 }
 
 void engine_close(struct engine *e)
 {
+	only_free(&e->only);
 	pthread_mutex_destroy(&e->lock);
 }
 

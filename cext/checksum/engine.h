@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include "abi.h"
 #include "digest.h"
+#include "only.h"
 
 #define FRAME_MAX  (1u << 20) // payload of a frame
 #define SEGMENT	   (8u << 20) // bytes of a file that one request compares
@@ -24,6 +25,7 @@ struct engine {
 	pthread_mutex_t lock; // of error and report
 	int failed;
 	struct secret secret;
+	struct only only;
 };
 
 #define COUNT(engine, field, amount) __atomic_fetch_add(&(engine)->progress->field, (amount), __ATOMIC_RELAXED)

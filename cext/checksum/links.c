@@ -96,10 +96,28 @@ int links_set(struct links *links, uint64_t source, uint64_t target, const char 
 	return 0;
 }
 
+int links_keep(struct link_name *name, const char *path)
+{
+	size_t length = strlen(path) + 1;
+	struct link_path *kept = malloc(sizeof(*kept) + length);
+
+	if (!kept)
+		return -1;
+	memcpy(kept->path, path, length);
+	kept->next = name->alike;
+	name->alike = kept;
+	return 0;
+}
+
 void links_free(struct links *links)
 {
-	for (size_t i = 0; i < links->count; i++)
+	for (size_t i = 0; i < links->count; i++) {
+		for (struct link_path *kept = links->names[i].alike, *next; kept; kept = next) {
+			next = kept->next;
+			free(kept);
+		}
 		free(links->names[i].path);
+	}
 	free(links->names);
 	free(links->by_source);
 	free(links->by_target);

@@ -6,9 +6,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct link_path {
+	struct link_path *next;
+	char path[];
+};
+
 struct link_name {
 	uint64_t source, target; // inode numbers; target 0: there is none (a comparison)
 	char *path;		 // the name that was seen first
+	struct link_path *alike; // names without a difference so far (a comparison)
+	int told;		 // one had a difference
 };
 
 struct links {
@@ -23,6 +30,8 @@ struct link_name *links_find(const struct links *links, uint64_t source);
 uint64_t links_owner(const struct links *links, uint64_t target);
 // Sets or changes what belongs to `source`. -1 without memory.
 int links_set(struct links *links, uint64_t source, uint64_t target, const char *path);
+// Another name of `name` that is as it should be. -1 without memory.
+int links_keep(struct link_name *name, const char *path);
 void links_free(struct links *links);
 
 #endif

@@ -194,7 +194,10 @@ static int create(struct target *target, struct listing *listing, const struct e
 			return target_fail(target, ENAMETOOLONG, "creating", listing->folder->path, wanted->name);
 		if (hashset_add(&target->made, name_key(target, path)) < 0)
 			return target_fail(target, ENOMEM, "creating", path, "");
-		return todo_add(&target->todo, path) < 0 ? target_fail(target, ENOMEM, "listing", path, "") : 0;
+		int added = todo_add(&target->todo, path);
+
+		COUNT(&target->engine, dirs_differing, added > 0);
+		return added < 0 ? target_fail(target, ENOMEM, "listing", path, "") : 0;
 	}
 	if (wanted->links > 1) {
 		char path[PATH_ROOM];
@@ -275,7 +278,7 @@ static int settle_existing(struct target *target, struct listing *listing, const
 	return target->writes ? set_meta(target, listing, wanted, !same_xattrs || !trusted) : 0;
 }
 
-static int settle(struct target *target, struct listing *listing, const struct entry_message *wanted)
+static int settle_name(struct target *target, struct listing *listing, const struct entry_message *wanted)
 {
 	struct engine *e = &target->engine;
 	struct entry mine;
@@ -318,6 +321,41 @@ static int settle(struct target *target, struct listing *listing, const struct e
 		return settle_existing(target, listing, wanted, &mine);
 	engine_report(e, finding, 0, listing->folder->path, wanted->name);
 	return create(target, listing, wanted);
+}
+
+// With one name of an inode all of its names are told: only together can somebody join them later.
+static int tell_names(struct target *target, struct listing *listing, const struct entry_message *wanted, int differs)
+{
+	struct link_name *inode = links_find(&target->links, wanted->inode);
+	char path[PATH_ROOM];
+
+	if (!inode)
+		return 0;
+	if (!differs && inode->told)
+		engine_report(&target->engine, CHECKSUM_LINKS, 0, listing->folder->path, wanted->name);
+	if (!differs && !inode->told)
+		return path_join(path, listing->folder->path, wanted->name) || links_keep(inode, path)
+			   ? target_fail(target, ENOMEM, "linking", listing->folder->path, wanted->name)
+			   : 0;
+	inode->told = 1;
+	while (inode->alike) {
+		struct link_path *kept = inode->alike;
+
+		engine_report(&target->engine, CHECKSUM_LINKS, 0, kept->path, "");
+		inode->alike = kept->next;
+		free(kept);
+	}
+	return 0;
+}
+
+static int settle(struct target *target, struct listing *listing, const struct entry_message *wanted)
+{
+	uint64_t before = target->engine.progress->files_differing;
+	int result = settle_name(target, listing, wanted);
+
+	if (result || target->writes || wanted->links < 2 || S_ISDIR(wanted->meta.mode))
+		return result;
+	return tell_names(target, listing, wanted, target->engine.progress->files_differing != before);
 }
 
 static int keep_self(struct target *target, struct listing *listing, const struct entry_message *wanted)
@@ -390,12 +428,21 @@ static int find_extra(void *context, int folder, const struct entry *entry, stru
 	return remove_entry(target, extras->listing, entry);
 }
 
+static int find_wanted_extra(void *context, int folder, const struct entry *entry, struct scratch *scratch)
+{
+	struct extras *extras = context;
+
+	return only_has(&extras->target->engine.only, extras->listing->folder->path, entry->name)
+		   ? find_extra(context, folder, entry, scratch)
+		   : 0;
+}
+
 static int delete_extras(struct target *target, struct listing *listing)
 {
 	struct extras extras = {.target = target, .listing = listing};
 	// getdents goes on where the descriptor stands: a fresh one reads all.
 	int fd = openat(listing->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int result = fd < 0 ? -1 : tree_each(fd, &target->scratch, find_extra, &extras);
+	int result = fd < 0 ? -1 : tree_each(fd, &target->scratch, find_wanted_extra, &extras);
 
 	if (result && !target->engine.failed)
 		target_fail(target, errno, "reading", listing->folder->path, "");
@@ -455,6 +502,7 @@ int listing_end(struct target *target, struct listing *listing, uint8_t flags)
 	if (result)
 		return -1;
 	folder->listed = 1;
+	COUNT(&target->engine, dirs_listed, 1);
 	listing->folder = NULL;
 	listing_free(listing);
 	folder_done(target, folder);

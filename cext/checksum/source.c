@@ -171,6 +171,15 @@ static int list_one(void *context, int folder, const struct entry *entry, struct
 	return engine_stopping(e) ? -1 : 0;
 }
 
+static int list_wanted(void *context, int folder, const struct entry *entry, struct scratch *scratch)
+{
+	struct listing *listing = context;
+
+	return only_has(&listing->source->engine.only, listing->scan.folder, entry->name)
+		   ? list_one(context, folder, entry, scratch)
+		   : 0;
+}
+
 static void serve_list(struct source *source, struct request *request, struct scratch *scratch)
 {
 	struct listing listing = {.source = source,
@@ -186,7 +195,7 @@ static void serve_list(struct source *source, struct request *request, struct sc
 
 	begin_entries(&listing);
 	if (fd < 0 || tree_stat(fd, "", &self) || list_one(&listing, fd, &self, scratch) ||
-	    tree_each(fd, scratch, list_one, &listing)) {
+	    tree_each(fd, scratch, list_wanted, &listing)) {
 		flags |= errno == ENOENT || errno == ENOTDIR ? ENTRIES_GONE : ENTRIES_UNREADABLE;
 		begin_entries(&listing);
 	}
@@ -272,6 +281,25 @@ static int accept_request(struct source *source, struct frame *frame)
 	return 0;
 }
 
+static int ask_to_list(void *context, const char *folder)
+{
+	struct source *source = context;
+	struct buffer body = {0};
+	struct scan forced = {.force = 1};
+
+	send_folder(source, folder, &forced, &body);
+	free(body.data);
+	return engine_stopping(&source->engine) ? -1 : 0;
+}
+
+// No walk: the directories with names of the list.
+static int start_only(struct source *source)
+{
+	if (only_folders(source->engine.options, ask_to_list, source))
+		return -1;
+	return link_send(&source->link, FRAME_SCANNED, NULL);
+}
+
 static int start(struct source *source, struct frame *frame)
 {
 	struct record_plan plan;
@@ -287,6 +315,8 @@ static int start(struct source *source, struct frame *frame)
 	source->engine.progress->phase = 1;
 	if (record_begin(&source->record, &plan, 1))
 		return -1;
+	if (source->engine.only.active)
+		return start_only(source);
 	walk_push(source, strdup(""));
 	return 0;
 }

@@ -69,7 +69,9 @@ static void scan_one(void *context, void *item, struct scratch *scratch)
 	struct engine *e = &target->engine;
 	struct scan scan = {.engine = e, .record = &target->record, .folder = job->folder, .tokens = scratch->out};
 
-	if (!engine_stopping(e)) {
+	if (e->only.active) {
+		must_list(target, job->folder);
+	} else if (!engine_stopping(e)) {
 		int failed = scan_folder(&scan, e->options->root_fd, scratch);
 
 		COUNT(e, dirs_seen, 1);
@@ -360,10 +362,10 @@ static int make_durable(struct target *target)
 		return target_fail(target, errno, "writing back", "", "");
 	if (e->progress->errors)
 		return 0;
-	if (target->record.fd >= 0 && e->progress->dirs_done)
-		nanosleep(&slack, NULL);
 	if (link_send(&target->link, FRAME_COMMIT, NULL) || record_flush(&target->record))
 		return -1;
+	if (target->record.fd >= 0 && e->progress->dirs_done)
+		nanosleep(&slack, NULL);
 	while (!target->committed)
 		if (take_frame(target))
 			return -1;

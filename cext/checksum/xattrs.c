@@ -58,14 +58,15 @@ static int read_one(const char *path, int follow, const char *name, struct buffe
 int xattrs_read(int fd, const char *name, struct buffer *to)
 {
 	char names[LIST_MAX], path[PROC_ROOM];
+	// Without a name most inodes are regular files that are open and have no attributes: one call tells.
+	ssize_t length = name ? -1 : flistxattr(fd, names, LIST_MAX);
 
 	to->used = 0;
+	if (length == 0)
+		return 0;
 	proc_path(path, fd, name);
-	// Without a name most inodes are regular files that are open, and fd calls save the way through /proc.
-	ssize_t length = name ? list(path, 0, names) : flistxattr(fd, names, LIST_MAX);
-
-	if (length < 0 && !name && (errno == EBADF || errno == EOPNOTSUPP))
-		length = list(path, 1, names);
+	if (name || (length < 0 && (errno == EBADF || errno == EOPNOTSUPP)))
+		length = list(path, !name, names);
 	if (length <= 0)
 		return (int)length;
 	for (char *at = names; at < names + length; at += strlen(at) + 1)

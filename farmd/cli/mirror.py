@@ -234,12 +234,19 @@ def resync(
         bool, typer.Option("--give-up", help="On a node that is not primary: forget its copy, take the other's")
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once")] = False,
+    limit: Annotated[
+        float | None,
+        typer.Option("--limit", metavar="MB/S", help="Only: how fast resyncs send, now and until the node stops"),
+    ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """On the primary: compare everything with the peer and send what differs.
 
     With `--give-up`, on the side that an administrator gives up after a split brain: its own changes are lost.
     """
+    if limit is not None:
+        _order(session, state, name, "resync", {"rate_bytes_s": round(limit * 1e6)})
+        return
     _order(session, state, name, "resync", {"give_up": give_up})
     if give_up or no_wait:
         return
@@ -259,12 +266,21 @@ def resync(
     _tell(session, "MirrorResync", moved, f"in sync; {moved.get('bytes_moved', 0) / 1e6:,.1f} MB differed")
 
 
-def verify(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:
-    """On the primary, while it is in use: compare both copies by checksum and name what differs (exit 3)."""
-    result = _compare(session, state, name, "verify")
-    if not result["equal"]:
-        cause = f"{result['differences']} names differ, {result['counters']['errors']} could not be compared"
-        raise Unhealthy(f"mirror {name}", cause, "`farmctl mirror resync` on the primary makes the peer equal")
+def verify(
+    session: Session,
+    name: NameArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Make the other node's copy of those names equal")] = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """On the primary, while it is in use: compare both copies by checksum and name what differs (exit 3).
+
+    With `--repair` the other node gets this node's copy of what differs; changes are held back for that moment.
+    """
+    result = _compare(session, state, name, "verify", {"repair": repair})
+    errors = result["counters"]["errors"] + result["counters"]["files_changing"]
+    if errors or (result["differences"] and not repair):
+        cause = f"{result['differences']} names differ, {errors} could not be compared"
+        raise Unhealthy(f"mirror {name}", cause, "Run it with --repair, or `farmctl mirror resync` on the primary")
 
 
 def diff(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:
@@ -272,9 +288,9 @@ def diff(session: Session, name: NameArgument, state: StateOption = DEFAULT_STAT
     _compare(session, state, name, "diff")
 
 
-def _compare(session: Session, state: Path, name: str, what: str) -> dict[str, Any]:
+def _compare(session: Session, state: Path, name: str, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     client = _client(session, state, name)
-    number = client.order(what, {}).data["job"]
+    number = client.order(what, body or {}).data["job"]
     while True:
         data = client.mirror().data
         job = data["job"]

@@ -89,11 +89,16 @@ def findings(what: str, result: dict[str, Any]) -> str:
     lines = [f"{one['kind']}: {one['path'] or '.'}" for one in result["findings"]]
     compared = f"{counters['files_seen']:,} names compared"
     if what == "verify":
-        lines.append(f"{compared}: " + ("both copies are equal" if result["equal"] else "they differ"))
+        verdict = "both copies are equal" if result["equal"] else f"{result['differences']:,} differ"
+        lines.append(f"{compared}: {verdict}" + (", and were made equal" if _mended(result) else ""))
     else:
         moved = f"{counters['files_differing']:,} names differ, {_size(counters['bytes_differing'])} would be sent"
         lines.append(f"{compared}: {moved}; about {duration(result['estimate_s'])}")
     return "\n".join(lines)
+
+
+def _mended(result: dict[str, Any]) -> bool:
+    return bool(result["repaired"] and result["differences"])
 
 
 def _history(eras: list[dict[str, Any]]) -> list[str]:

@@ -31,6 +31,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from farmd.mirror.checksumwords import address, arguments_parser
 from farmd.model.errors import BadRequest, FarmError, PeerError
 
 
@@ -72,6 +73,8 @@ class Options:
     """What one end does. `record` is the path of this end's record, outside of the tree; None: nothing is remembered.
     What `excluded` names (patterns of `farmd.model.exclusions`, alike on both ends) is not there for this end.
 
+    With `only`, nothing but these names is looked at (see `again`); alike on both ends, and without a record.
+
     Only the target's `mode`, `passes`, `resume` and `probe_bytes` count. `trust_restart` says that the file system was
     cleanly unmounted since the record was written: after a crash that would be a lie, and could hide a difference.
     """
@@ -80,6 +83,7 @@ class Options:
     record: Path | None = None
     mode: Mode = Mode.SYNC
     passes: Pass = Pass.CONTENTS
+    only: tuple[bytes, ...] | None = None
     threads: int = 2
     timeout_s: float = 30.0
     resume: bool = False
@@ -104,6 +108,7 @@ class Progress:
     bytes_received: int
     dirs_seen: int
     dirs_differing: int
+    dirs_listed: int
     dirs_done: int
     files_deleted: int
     files_changing: int
@@ -111,6 +116,15 @@ class Progress:
     probe_ns: int
     scan_ns: int
     recorded: int
+
+    @property
+    def share(self) -> float:
+        """How much of the second phase is done, 0 to 1, on the target: what is listed stands for what is not yet."""
+        if self.phase < 2 or not self.dirs_listed:
+            return 0.0
+        if not self.bytes_to_compare:
+            return min(1.0, self.dirs_done / self.dirs_differing)
+        return min(1.0, self.bytes_compared / self.bytes_to_compare * self.dirs_listed / self.dirs_differing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +214,10 @@ class Run:
         wanted.probe_bytes = options.probe_bytes
         excluded = ffi.new("char[]", b"\n".join(map(os.fsencode, options.excluded)))
         wanted.excluded = excluded
+        only = b"".join(path + b"\0" for path in options.only or ())
+        names = ffi.from_buffer(only)
+        if options.only is not None:
+            wanted.only, wanted.only_bytes = names, len(only)
         failure = ffi.new("struct checksum_error *")
         try:
             failed = function(wanted, self._progress, failure)
@@ -261,9 +279,9 @@ class Outcome:
 
 def bar(progress: Progress, seconds: float) -> str:
     """One line while a run goes on: phase, share, speed, time to go."""
-    if progress.phase < 2 or not progress.bytes_to_compare:
+    share = progress.share
+    if not share:
         return f"{PHASES[progress.phase]}: {progress.files_seen:,} names, {progress.bytes_hashed / 1e6:,.0f} MB read"
-    share = progress.bytes_compared / progress.bytes_to_compare
     to_go = f"{seconds / share - seconds:,.0f} s to go" if share > 0.01 else "time unknown"
     filled = "#" * round(20 * share)
     moved = f"{progress.bytes_differing / 1e6:,.0f} MB differed"
@@ -293,18 +311,11 @@ def _run_target(options: Options, fd: int, show: bool) -> Outcome:
     return Outcome(options.mode, progress, found, time.monotonic() - since, options.probe_bytes)
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise BadRequest(text, "this is not ADDRESS:PORT", "Write for example 127.0.0.1:7800")
-    return host.strip("[]"), int(port)
-
-
 def _connect(source: str, stack: ExitStack, options: Options) -> socket.socket:
     """A stream to the source: `tcp://ADDRESS:PORT`, or a child process for a directory of this machine."""
     if source.startswith("tcp://"):
-        address = _address(source.removeprefix("tcp://"))
-        connection = stack.enter_context(socket.create_connection(address, options.timeout_s))
+        place = address(source.removeprefix("tcp://"))
+        connection = stack.enter_context(socket.create_connection(place, options.timeout_s))
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -320,29 +331,6 @@ def _connect(source: str, stack: ExitStack, options: Options) -> socket.socket:
     theirs.close()
     stack.callback(os.waitpid, child, 0)
     return stack.enter_context(ours)
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("farmd.mirror.checksum", description="Make a directory equal to another.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("sync", "verify", "diff"):
-        one = verbs.add_parser(verb)
-        one.add_argument("source", help="a directory, or tcp://ADDRESS:PORT of a `serve` (not encrypted)")
-        one.add_argument("target", type=Path)
-        one.add_argument("--quick", action="store_true", help="believe the record of the last sync")
-        one.add_argument("--resume", action="store_true", help="skip what an interrupted sync has verified")
-        one.add_argument("--probe", type=int, default=16 << 20, help="bytes that diff sends to measure the link")
-        one.add_argument("--json", action="store_true")
-    serve = verbs.add_parser("serve")
-    serve.add_argument("source", type=Path)
-    serve.add_argument("--listen", default="127.0.0.1:7800")
-    for one in verbs.choices.values():
-        one.add_argument("--record", help="path prefix of the records; .source and .target are added")
-        one.add_argument("--exclude", action="append", default=[], help="a path or pattern; alike on both ends")
-        one.add_argument("--threads", type=int, default=os.cpu_count() or 2)
-        one.add_argument("--timeout", type=float, default=30.0)
-        one.add_argument("--rate", type=int, default=0, help="bytes a second that the source sends at most")
-    return parser
 
 
 def _options(arguments: argparse.Namespace, root: Path, end: str) -> Options:
@@ -375,7 +363,7 @@ def _say(outcome: Outcome) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    with socket.create_server(_address(arguments.listen)) as server:
+    with socket.create_server(address(arguments.listen)) as server:
         sys.stderr.write(f"waiting for one target on {arguments.listen}\n")
         sys.stderr.flush()
         connection, _ = server.accept()
@@ -387,7 +375,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def main(words: list[str] | None = None) -> int:
     """0: equal. 1: different, or not everything could be compared. 2: it failed, and standard error says why."""
-    arguments = _arguments().parse_args(words)
+    arguments = arguments_parser().parse_args(words)
     try:
         if arguments.verb == "serve":
             return _serve(arguments)

@@ -51,13 +51,24 @@ class Api:
     async def _verb(self, request: Request) -> Response:
         verb, body = str(request.path_params["verb"]), await read_object(request, MAX_BODY_BYTES)
         if verb in ("verify", "diff"):
-            job = self._shell.begin(Mode[verb.upper()])
+            shell, repair = self._shell, bool(body.get("repair"))
+            connected = shell.control is not None
+            job = await shell.comparing.begin(Mode[verb.upper()], ORDER_S, connected=connected, repair=repair)
             return self._envelope("Operation", {"text": f"{verb} has begun", "job": job.number})
+        if verb == "resync" and "rate_bytes_s" in body:
+            return self._limit(body["rate_bytes_s"])
         order = self._order(verb, body)
         if isinstance(order, Demote | Stop) and not body.get("force"):
             await asyncio.to_thread(self._nobody_is_in, verb)
         await self._shell.order(order, ORDER_S)
         return self._envelope("Operation", {"text": _DONE[verb]})
+
+    def _limit(self, rate_bytes_s: object) -> Response:
+        if type(rate_bytes_s) is not int or not 0 <= rate_bytes_s < 1 << 40:
+            raise BadRequest("rate_bytes_s", f"{rate_bytes_s!r} is no number of bytes", "Give 0 or more bytes a second")
+        self._shell.resync.limit(rate_bytes_s)
+        limit = f"sends at most {rate_bytes_s / 1e6:,.1f} MB/s" if rate_bytes_s else "has no limit"
+        return self._envelope("Operation", {"text": f"a resync {limit} from now on"})
 
     def _order(self, verb: str, body: dict[str, Any]) -> Order:
         match verb:

@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from farmd.mirror.checksum import Finding, Mode, Options, Pass, Progress, Run
 from farmd.mirrord.keys import Keys, check_name
 from farmd.model.errors import PeerError
 
-MAX_FINDINGS = 500
-MAX_FINDING_BYTES = 64 * 1024
-"""Names that a report carries, and their bytes, so that it fits a message; there may be more."""
+MAX_FINDINGS = 20_000
+MAX_FINDING_BYTES = 2 << 20
+"""Names that a report carries, and their bytes; there may be more, and then it says so."""
+_PART_BYTES = 64 * 1024
+"""Of names, in one message."""
 _CHUNK = 256 * 1024
 _HANDSHAKE_S = 5.0
 
@@ -38,13 +39,14 @@ class BulkPass:
         rate_bytes_s: int,
         probe_bytes: int,
         excluded: tuple[str, ...] = (),
+        only: tuple[bytes, ...] | None = None,
     ) -> None:
-        changes = mode is Mode.SYNC
+        changes = mode is Mode.SYNC and only is None
         self.mode = mode
         self._run = Run(
             Options(
                 root,
-                # A comparison must neither believe nor replace what the last sync has recorded.
+                # A comparison, or one of a few names, must neither believe nor replace what the last sync recorded.
                 record=record if changes else None,
                 mode=mode,
                 passes=passes,
@@ -52,9 +54,12 @@ class BulkPass:
                 rate_bytes_s=rate_bytes_s,
                 probe_bytes=probe_bytes,
                 excluded=excluded,
+                only=only,
             )
         )
         self.findings: tuple[Finding, ...] = ()
+        self.more = False
+        """There were more findings than a report carries."""
 
     async def run(self, sock: socket.socket, *, source: bool, keys: Keys | None, peer: str) -> Progress:
         """Until the pass is over; `sock` is closed. Raises FarmError."""
@@ -67,6 +72,10 @@ class BulkPass:
     def stop(self) -> None:
         """End soon: `run` raises."""
         self._run.stop()
+
+    def limit(self, rate_bytes_s: int) -> None:
+        """What a source sends of contents from now on; 0: no limit."""
+        self._run.limit(rate_bytes_s)
 
     def progress(self) -> Progress:
         """The counters now."""
@@ -82,6 +91,7 @@ class BulkPass:
             try:
                 counters = end(plain.fileno(), plain.fileno())
                 self.findings = tuple(_some(self._run.findings()))
+                self.more = len(self.findings) < _count(counters)
             finally:
                 self._run.close()
         return counters
@@ -166,7 +176,19 @@ def _some(findings: Iterator[Finding]) -> Iterator[Finding]:
         yield one
 
 
-def report(bulk: BulkPass, progress: Progress) -> dict[str, Any]:
-    """What the target's end tells the source's, JSON-ready."""
-    findings = [[int(one.kind), one.path.hex(), one.error] for one in bulk.findings]
-    return {"progress": asdict(progress), "findings": findings}
+def _count(counters: Progress) -> int:
+    return counters.files_differing + counters.files_changing + counters.errors
+
+
+def parts(bulk: BulkPass) -> Iterator[list[list[Any]]]:
+    """What the target's end found, JSON-ready, in parts that fit a message."""
+    part: list[list[Any]] = []
+    room = _PART_BYTES
+    for one in bulk.findings:
+        if len(one.path) + 16 > room:
+            yield part
+            part, room = [], _PART_BYTES
+        part.append([int(one.kind), one.path.hex(), one.error])
+        room -= len(one.path) + 16
+    if part:
+        yield part

@@ -12,7 +12,6 @@ from typing import Any
 from farmd.mirror.checksum import Mode, Progress
 from farmd.mirror.patching import Patching
 from farmd.mirror.zonewire import Link
-from farmd.mirrord import fingerprint
 from farmd.mirrord.bulk import secured
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.keys import Keys, node_name
@@ -48,8 +47,12 @@ class Following:
         self._announced: dict[int, Message] = {}
         self._come: dict[int, tuple[Kind, socket.socket]] = {}
         self._engine: Engine | None = None
+        self._streaming: Engine | None = None
+        self._replaced: Engine | None = None
+        """Its stream may end: the primary has announced another."""
         self._starting = asyncio.Lock()
         self._passed: dict[int, asyncio.Future[Message]] = {}
+        self._names: dict[int, list[list[str]]] = {}
         self._progress: Progress | None = None
         self._zones: Link | None = None
         self.received = False
@@ -66,20 +69,18 @@ class Following:
 
     def announce(self, message: Message) -> None:
         """The primary tells what a connection will be for."""
+        if message["kind"] == "stream":
+            self._replaced = self._streaming
         self._announced[message["token"]] = message
         while len(self._announced) > _ROOM:
             self._announced.pop(next(iter(self._announced)))
         self._match(message["token"])
 
-    def fingerprints(self, message: Message) -> None:
-        """The primary wants to compare names one by one."""
-
-        async def answer() -> None:
-            paths = [bytes.fromhex(one) for one in message["paths"]]
-            found = await asyncio.to_thread(fingerprint.of_all, self._root, paths, self._config.exclude)
-            self._say({"shell": "answer", "token": message["token"], "digests": found})
-
-        self._start(answer())
+    def names(self, message: Message) -> None:
+        """Part of what the pass that is announced next is to look at."""
+        while len(self._names) >= _ROOM:
+            self._names.pop(next(iter(self._names)))
+        self._names.setdefault(message["token"], []).append(message["paths"])
 
     async def stop(self) -> None:
         """Nothing of what is received touches the disk after this returns."""
@@ -90,6 +91,7 @@ class Following:
         self._announced.clear()
         if self._zones is not None:
             self._zones.abort()
+        self._names.clear()
         for passed in self._passed.values():
             if not passed.done():
                 passed.set_result({"error": "this node does not receive any more"})
@@ -159,14 +161,18 @@ class Following:
 
     async def _pass(self, sock: socket.socket, message: Message) -> None:
         token = message["token"]
+        names = self._names.pop(token, [])
         answer: Message = {"shell": "answer", "token": token}
         passed = self._passed[token] = asyncio.get_running_loop().create_future()
-        order = {name: message[name] for name in ("mode", "passes", "probe", "token")}
+        order = {name: message[name] for name in ("mode", "passes", "probe", "token", "only")}
         order |= {"root": path_of(self._root), "record": f"{path_of(self._records)}/checksum"}
         order |= {"excluded": self._config.exclude, "keys": self._config.keys, "peer": node_name(self._config.other)}
         try:
             with sock:
-                await (await self._receiver(changes=message["mode"] == Mode.SYNC)).do("pass", sock.fileno(), **order)
+                engine = await self._receiver(changes=message["mode"] == Mode.SYNC)
+                for part in names:
+                    await engine.do("names", token=token, paths=part)
+                await engine.do("pass", sock.fileno(), **order)
             answer |= await passed
         except FarmError as error:
             answer["error"] = str(error)
@@ -195,7 +201,8 @@ class Following:
 
     async def _stream(self, sock: socket.socket, message: Message) -> None:
         try:
-            engine = await self._receiver(changes=True)
+            await self._end_stream()
+            engine = self._streaming = await self._receiver(changes=True)
             order: dict[str, Any] = {"backing": path_of(self._root), "session": message["token"]}
             order |= {"epoch": message["epoch"], "silence_ms": 0}
             if self._keys:
@@ -205,10 +212,21 @@ class Following:
         except FarmError as error:
             self._lose(f"the stream could not be taken: {error}")
 
+    async def _end_stream(self) -> None:
+        """A second stream is for a process of its own, which knows no inode yet."""
+        async with self._starting:
+            if self._engine is None or self._streaming is not self._engine:
+                return
+            engine, self._engine = self._engine, None
+        await engine.end()
+
     def _on_event(self, engine: Engine, event: Message) -> None:
         match event["event"]:
             case "progress":
                 self._progress = Progress(**event["progress"])
+                self._say({"shell": "progress", "token": event["token"], "progress": event["progress"]})
+            case "found":
+                self._say({"shell": "found", "token": event["token"], "findings": event["findings"]})
             case "passed" if event["token"] in self._passed and not self._passed[event["token"]].done():
                 result = {name: event[name] for name in event.keys() - {"event", "token"}}
                 self._passed[event["token"]].set_result(result)
@@ -220,5 +238,5 @@ class Following:
                 asyncio.get_running_loop().call_later(_GRACE_S, self._stream_ended, engine, why)
 
     def _stream_ended(self, engine: Engine, why: str) -> None:
-        if engine is self._engine:
+        if engine is self._engine and engine is not self._replaced:
             self._lose(why)

@@ -49,7 +49,7 @@ async def picture(shell: Shell) -> dict[str, Any]:
         "dirty": _dirty(stats) if status.phase is Phase.PRIMARY and not in_sync else None,
         "resync": _resync(shell),
         "last_resync": shell.resync.last,
-        "job": None if shell.job is None else _job(shell),
+        "job": None if shell.comparing.job is None else _job(shell),
         "history": _history(status.history),
         "peer_history": _history(status.peer_history),
         "engine_pid": shell.serving.engine_pid,
@@ -74,11 +74,12 @@ def _resync(shell: Shell) -> dict[str, Any] | None:
     answer: dict[str, Any] = {"what": shown.what if shown else "receiving", "seconds": round(seconds, 1)}
     if shown:
         answer |= {"passes": shown.passes, "bytes_moved_before": shown.bytes_moved}
-    return answer | (_progress(progress, seconds) if progress else {})
+    in_pass = time.monotonic() - shown.pass_began if shown else 0.0
+    return answer | (_progress(progress, in_pass) if progress else {})
 
 
 def _progress(progress: Progress, seconds: float) -> dict[str, Any]:
-    done = progress.bytes_compared / progress.bytes_to_compare if progress.bytes_to_compare else 0.0
+    done = progress.share
     return {
         "phase": PHASES[progress.phase],
         "names": progress.files_seen,
@@ -90,12 +91,12 @@ def _progress(progress: Progress, seconds: float) -> dict[str, Any]:
 
 
 def _job(shell: Shell) -> dict[str, Any]:
-    assert shell.job is not None
+    assert shell.comparing.job is not None
     return {
-        "number": shell.job.number,
-        "what": shell.job.what,
-        "state": shell.job.state,
-        "result": shell.job.result,
+        "number": shell.comparing.job.number,
+        "what": shell.comparing.job.what,
+        "state": shell.comparing.job.state,
+        "result": shell.comparing.job.result,
     }
 
 

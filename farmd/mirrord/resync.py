@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from farmd.mirror.again import look_again
 from farmd.mirror.checksum import Finding, Kind, Mode, Pass, Progress
 from farmd.mirror.zonewire import LogLied
-from farmd.mirrord import fingerprint
 from farmd.mirrord.bulk import BulkPass
 from farmd.mirrord.enginelink import path_of
 from farmd.mirrord.keys import Keys, node_name
@@ -36,6 +37,8 @@ _QUICK_S = 0.25
 """A pass shorter than this is not worth repeating before the last one."""
 _ROUNDS = 5
 PROBE_BYTES = 8 << 20
+_PART_BYTES = 64 * 1024
+_NAMES_SHOWN = 500
 
 
 class Tree(Protocol):
@@ -62,6 +65,9 @@ class Tree(Protocol):
     async def fail_back(self, zones: Any, stream: Any, token: int, epoch: int) -> dict[str, Any]:
         """Make the peer equal from the log and attach it. Raises LogLied."""
 
+    async def part(self) -> None:
+        """End the stream: another is attached at once."""
+
 
 @dataclass(slots=True)
 class Shown:
@@ -69,10 +75,13 @@ class Shown:
 
     what: str
     began: float = field(default_factory=time.monotonic)
+    pass_began: float = field(default_factory=time.monotonic)
     passes: int = 0
     bytes_moved: int = 0
     """Contents, of the passes that are over."""
     names_differing: int = 0
+    held_back: bool = False
+    """The last pass, in which applications wait: it is not limited."""
 
 
 class Resync:
@@ -90,11 +99,28 @@ class Resync:
         self._config, self._keys, self._records, self._root = config, keys, records, root
         self._peer, self._say = peer, say
         self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._found: dict[int, list[Finding]] = {}
         self._bulk: BulkPass | None = None
         self._took_s = 0.0
+        self._rate = config.rate_bytes_s
         self.shown: Shown | None = None
         self.last: dict[str, Any] | None = None
         """What the last whole resync came to."""
+        self.mending = False
+        """The peer's copy is being repaired; true behind a failure, too."""
+        self._theirs: Progress | None = None
+
+    def limit(self, rate_bytes_s: int) -> None:
+        """What a resync sends of contents from now on; 0: no limit."""
+        self._rate = rate_bytes_s
+        if self._bulk is not None and self.shown is not None and not self.shown.held_back:
+            self._bulk.limit(rate_bytes_s)
+
+    def on_found(self, message: Message) -> None:
+        """Part of what a pass found, before its answer."""
+        if message["token"] in self._answers:
+            found = [Finding(Kind(kind), bytes.fromhex(path), error) for kind, path, error in message["findings"]]
+            self._found.setdefault(message["token"], []).extend(found)
 
     def on_answer(self, message: Message) -> None:
         """The peer answers what was asked under a token."""
@@ -103,8 +129,16 @@ class Resync:
             waiting.set_result(message)
 
     def progress(self) -> Progress | None:
-        """Of the pass that goes on."""
-        return self._bulk.progress() if self._bulk is not None else None
+        """Of the pass that goes on; the target knows best what is left."""
+        if self._bulk is None:
+            return None
+        mine = self._bulk.progress()
+        return replace(self._theirs, bytes_sent=mine.bytes_sent) if self._theirs is not None else mine
+
+    def on_progress(self, message: Message) -> None:
+        """The target's counters, now and then."""
+        if message["token"] in self._answers and self._bulk is not None:
+            self._theirs = Progress(**message["progress"])
 
     def forget(self) -> None:
         """Believe no record any more: the next pass reads everything."""
@@ -142,10 +176,11 @@ class Resync:
         try:
             for _ in range(_ROUNDS):
                 began = time.monotonic()
-                await self._sync(shown, self._config.rate_bytes_s)
+                await self._sync(shown, self._rate)
                 if time.monotonic() - began < _QUICK_S:
                     break
             async with frozen(tree):
+                shown.held_back = True
                 await self._last_round(tree, shown, epoch)
             seconds = round(time.monotonic() - shown.began, 3)
             self.last = {
@@ -169,14 +204,21 @@ class Resync:
         if counters["errors"] or counters["files_changing"]:
             cause = f"{counters['errors'] + counters['files_changing']} names could not be compared"
             raise FarmError("resync", cause, "Run `farmctl mirror diff` to see which; is something else writing there?")
+        await self._stream(tree, epoch)
+
+    async def _stream(self, tree: Tree, epoch: int, *, anew: bool = False) -> None:
         token = _token()
+        # Announced first: the peer then expects the end of the old one.
         self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+        if anew:
+            await tree.part()
         with await self._peer.call(Connection.STREAM, token) as sock:
             await tree.attach(sock, token, epoch)
 
     async def _sync(self, shown: Shown, rate: int) -> dict[str, int]:
         counters, _ = await self._pass(Mode.SYNC, Pass.QUICK, rate=rate)
         shown.passes += 1
+        shown.pass_began = time.monotonic()
         shown.bytes_moved += counters["bytes_differing"]
         shown.names_differing += counters["files_differing"]
         return counters
@@ -191,33 +233,56 @@ class Resync:
             self._took_s = time.monotonic() - shown.began
 
     def estimate(self, counters: dict[str, int]) -> float:
-        """After a diff: seconds that a resync would take, if the link stays as the probe found it."""
-        probe_s = counters["probe_ns"] / 1e9
-        return round(max(self._took_s - probe_s, 0.0) + counters["bytes_differing"] * probe_s / PROBE_BYTES, 3)
+        """After a diff: seconds that a resync would take, if disks and link stay as the diff found them."""
+        probe_s, limit = counters["probe_ns"] / 1e9, self._rate
+        byte_s = max(probe_s / PROBE_BYTES, 1 / limit if limit else 0.0)
+        return round(max(self._took_s - probe_s, 0.0) + counters["bytes_differing"] * byte_s, 3)
 
-    async def confirm(self, tree: Tree, findings: list[Finding]) -> list[Finding]:
-        """Which of the names really differ, seen while nothing moves: live ones differ only for a moment."""
-        paths = sorted({one.path for one in findings})
-        async with asyncio.timeout(self._config.freeze_s), frozen(tree):
-            await tree.settle()
-            asked = self._ask({"shell": "fingerprints", "paths": [path.hex() for path in paths]})
-            reading = asyncio.to_thread(fingerprint.of_all, self._root, paths, self._config.exclude)
-            mine, theirs = await asyncio.gather(reading, asked)
-        digests = dict(zip(paths, zip(mine, theirs["digests"], strict=True), strict=True))
-        return [one for one in findings if one.kind is Kind.UNREADABLE or len(set(digests[one.path])) > 1]
+    async def verify(self, tree: Tree, epoch: int, *, repair: bool) -> tuple[dict[str, int], list[Finding]]:
+        """Compare while both copies are in use: counters of all of it, and what really differs.
 
-    async def _pass(self, mode: Mode, passes: Pass, *, rate: int = 0) -> tuple[dict[str, int], list[Finding]]:
+        What is being written differs for a moment. So names that differ are compared again with changes held back and
+        everything settled; with `repair` they are made equal in the same moment, between two operations of the stream.
+        """
+        counters, found = await self.compare(Mode.VERIFY)
+        if not found:
+            return counters, []
+        names = look_again(found, self._root)
+        try:
+            async with asyncio.timeout(self._config.freeze_s), frozen(tree):
+                await tree.settle()
+                self.shown = Shown("repair" if repair else "verify")
+                mode = Mode.SYNC if repair else Mode.VERIFY
+                self.mending = repair
+                again, found = await self._pass(mode, Pass.CONTENTS, only=names)
+                if repair and found:
+                    await self._stream(tree, epoch, anew=True)
+                self.mending = False
+        except TimeoutError as error:
+            cause = f"{len(names)} names could not be compared again within {self._config.freeze_s:g} s"
+            raise TimedOut("verify", cause, "Try when less is written, raise freeze_s, or order a resync") from error
+        finally:
+            self.shown = None
+        counters |= {"errors": again["errors"], "files_changing": again["files_changing"]}
+        return counters, found
+
+    async def _pass(
+        self, mode: Mode, passes: Pass, *, rate: int = 0, only: tuple[bytes, ...] | None = None
+    ) -> tuple[dict[str, int], list[Finding]]:
         token = _token()
+        for names in _parts(only or ()):
+            self._say({"shell": "names", "token": token, "paths": [path.hex() for path in names]})
         probe = PROBE_BYTES if mode is Mode.DIFF else 0
         with self._awaited(token) as answered:
             self._say(
                 {"shell": "announce", "kind": "bulk", "token": token}
                 | {"mode": int(mode), "passes": int(passes), "probe": probe, "shape": self._config.shape}
+                | {"only": only is not None}
             )
             sock = await self._peer.call(Connection.BULK, token)
             root = Path(path_of(self._root))
             record, excluded = self._records / "checksum", self._config.exclude
-            bulk = self._bulk = BulkPass(root, record, mode, passes, rate, probe, excluded)
+            bulk = self._bulk = BulkPass(root, record, mode, passes, rate, probe, excluded, only)
             name = node_name(self._config.other)
             try:
                 await bulk.run(sock, source=True, keys=self._keys, peer=name)
@@ -229,18 +294,16 @@ class Resync:
                 raise
             finally:
                 bulk.stop()
-                self._bulk = None
+                self._bulk = self._theirs = None
             answer = await self._answered(answered)
-        found = [Finding(Kind(kind), bytes.fromhex(path), error) for kind, path, error in answer["findings"]]
+        found = self._found.pop(token, [])
+        if answer["more"] and mode is Mode.VERIFY:
+            cause = f"more than {len(found):,} names differed while both copies were in use"
+            raise FarmError("verify", cause, "Order a resync, or verify when less is written")
         return answer["progress"], found
 
-    async def _ask(self, message: Message) -> Message:
-        token = _token()
-        with self._awaited(token) as answered:
-            self._say(message | {"token": token})
-            return await self._answered(answered)
-
     def _awaited(self, token: int) -> _Awaited:
+        self._found.clear()
         return _Awaited(self._answers, token)
 
     async def _answered(self, answered: asyncio.Future[Message]) -> Message:
@@ -266,6 +329,31 @@ class _Awaited:
 
     def __exit__(self, *_: object) -> None:
         self._answers.pop(self._token).cancel()
+
+
+def outcome(counters: dict[str, int], found: list[Finding]) -> dict[str, Any]:
+    """What people are told of a comparison, JSON-ready."""
+    names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(one.path)} for one in found[:_NAMES_SHOWN]]
+    differing = [one for one in found if one.kind not in (Kind.UNREADABLE, Kind.CHANGING)]
+    return {
+        "counters": counters,
+        "findings": names,
+        "differences": len(differing),
+        "equal": not found and not counters["errors"],
+    }
+
+
+def _parts(names: tuple[bytes, ...]) -> Iterator[list[bytes]]:
+    """So many at a time that they fit a message."""
+    part, room = list[bytes](), _PART_BYTES
+    for name in names:
+        if part and len(name) > room:
+            yield part
+            part, room = [], _PART_BYTES
+        part.append(name)
+        room -= len(name) + 4
+    if part:
+        yield part
 
 
 async def _briefly(answered: Awaitable[Message]) -> None:

@@ -22,6 +22,8 @@ from farmd.mirrord.wire import Message
 from farmd.model.errors import FarmError, KernelError
 from farmd.model.mirrorfile import MirrorConfig
 
+_OURS = "detached"
+"""What the data path says of a stream that we ended ourselves."""
 DRAIN_S = 10.0
 """Programs that still have files open when a primary resigns get errors after this long."""
 
@@ -214,6 +216,10 @@ class Serving:
         await engine.do("attach", sock.fileno(), session=token, epoch=epoch, **tls)
         self._paired = True
 
+    async def part(self) -> None:
+        """End the stream, with changes held back and all settled; another is attached at once."""
+        await self._there().do("detach")
+
     # ---- inside ----
 
     async def _drop_image(self, image: Image) -> None:
@@ -241,7 +247,7 @@ class Serving:
         if engine is not self._engine:
             return
         match event["event"]:
-            case "lost":
+            case "lost" if event.get("text") != _OURS:
                 self._paired = False
                 self._lose(event.get("text") or "the stream ended")
             case "checkpoint" if self._checkpoint is not None and not self._checkpoint.done():

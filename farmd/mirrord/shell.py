@@ -18,7 +18,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from typing import Any
 from farmd.mirror import commands as do
 from farmd.mirror import events as on
 from farmd.mirror.acks import Gate
-from farmd.mirror.checksum import Kind as Found
-from farmd.mirror.checksum import Mode
 from farmd.mirror.core import Node
 from farmd.mirror.messages import Hello, decode, encode
 from farmd.mirror.orders import Order
-from farmd.mirror.state import Link, Phase, Settings
+from farmd.mirror.state import Settings
 from farmd.mirrord import arbiters, disk, mounts
+from farmd.mirrord.comparing import Comparing
 from farmd.mirrord.enginelink import Engine
 from farmd.mirrord.following import Following
 from farmd.mirrord.image import Image
@@ -41,23 +39,13 @@ from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
 from farmd.mirrord.wire import Control, Message, Peer
-from farmd.model.errors import FarmError, KernelError, Refused, TimedOut
+from farmd.model.errors import FarmError, KernelError, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
 from farmd.model.nodes import NodeId
 
 _S = 1_000_000_000
 _RETRY_S = 1.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Job:
-    """A verify or diff, from its beginning to its last word."""
-
-    what: str
-    number: int
-    state: str = "running"
-    result: dict[str, Any] = field(default_factory=dict)
 
 
 class Shell:
@@ -69,7 +57,6 @@ class Shell:
         self.happened: deque[dict[str, Any]] = deque(maxlen=200)
         self.trouble = ""
         self.peer_hello: Hello | None = None
-        self.job: Job | None = None
         self.control: Control | None = None
         self.session = 0
         self._queue: asyncio.Queue[on.Event] = asyncio.Queue()
@@ -111,18 +98,6 @@ class Shell:
                 cause += f" ({self.trouble})"
             raise TimedOut(name, cause, "See `farmctl mirror status`") from error
 
-    def begin(self, what: Mode) -> Job:
-        """Start a comparison that changes nothing. Raises KernelError if there is one, or no peer."""
-        if self.control is None:
-            raise KernelError(what.name.lower(), "the peer is not connected", "See `farmctl mirror status`")
-        if what is Mode.VERIFY and not (self.node.phase is Phase.PRIMARY and self.node.link is Link.SYNCED):
-            raise Refused("verify", "this node is not a primary in sync", "Ask the primary, or use diff")
-        if self.job is not None and self.job.state == "running":
-            raise KernelError(what.name.lower(), f"a {self.job.what} goes on", "Wait for its end")
-        self.job = Job(what.name.lower(), (self.job.number if self.job else 0) + 1)
-        self._for_session(self._compare(what, self.job))
-        return self.job
-
     # ---- starting ----
 
     def _open(self) -> None:
@@ -152,6 +127,8 @@ class Shell:
         receiving = (self._take_engine, self._say, self._lose, self.logbook)
         self.following = Following(config, self.keys, self._records, self.root, *receiving)
         self.resync = Resync(config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say)
+        post, start = self._queue.put_nowait, self._for_session
+        self.comparing = Comparing(self.resync, self.serving, post, start, self.order, self._epoch)
         settings = Settings(
             self.mirror,
             me,
@@ -249,8 +226,9 @@ class Shell:
                 self._halted = True
             case do.Inherit() | do.ClearJournal():
                 self._log_book(command)
-            case do.SendCover() | do.Verify():
-                pass
+            case do.Verify():
+                self.comparing.verify(command)
+        # SendCover: the failback from the log carries the cover.
 
     def _log_book(self, command: do.Inherit | do.ClearJournal) -> None:
         if isinstance(command, do.ClearJournal):
@@ -292,6 +270,9 @@ class Shell:
         self.resync.forget()
         disk.sync_folder(self.folder / disk.RECORDS)
 
+    def _epoch(self) -> int:
+        return self.node.record.generation.epoch
+
     async def _flush(self, number: int) -> None:
         try:
             await asyncio.to_thread(disk.sync_file_system, self.root)
@@ -311,7 +292,7 @@ class Shell:
 
     async def _bring_up(self, session: int) -> None:
         try:
-            await self.resync.bring_up(self.serving, self.node.record.generation.epoch)
+            await self.resync.bring_up(self.serving, self._epoch())
             self.trouble = ""
             self._queue.put_nowait(on.ResyncDrained(session))
         except (OSError, TimeoutError, FarmError) as error:
@@ -319,24 +300,6 @@ class Shell:
             _log.warning("%s", self.trouble)
             await asyncio.sleep(_RETRY_S)
             self._lose(self.trouble)
-
-    async def _compare(self, mode: Mode, job: Job) -> None:
-        try:
-            counters, found = await self.resync.compare(mode)
-            if found and mode is Mode.VERIFY:
-                found = await self.resync.confirm(self.serving, found)
-            names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(one.path)} for one in found]
-            job.result = {"counters": counters, "findings": names, "equal": not found and not counters["errors"]}
-            if mode is Mode.DIFF:
-                job.result["estimate_s"] = self.resync.estimate(counters)
-            job.result["differences"] = sum(one.kind is not Found.UNREADABLE for one in found)
-            job.state = "done"
-            self._queue.put_nowait(on.VerifyEnded(self.session, job.result["differences"]))
-        except (OSError, TimeoutError, FarmError) as error:
-            job.state, job.result = "failed", {"error": str(error) or "it took too long while changes were held back"}
-        except asyncio.CancelledError:
-            job.state, job.result = "failed", {"error": "the peer was lost"}
-            raise
 
     # ---- the peer ----
 
@@ -362,8 +325,12 @@ class Shell:
         match message["shell"]:
             case "announce":
                 self.following.announce(message)
-            case "fingerprints":
-                self.following.fingerprints(message)
+            case "names":
+                self.following.names(message)
+            case "progress":
+                self.resync.on_progress(message)
+            case "found":
+                self.resync.on_found(message)
             case "answer":
                 self.resync.on_answer(message)
 

@@ -23,6 +23,8 @@ int main(int count, char **words)
 	options.mode = (uint32_t)atoi(words[5]);
 	options.pass = (uint32_t)atoi(words[6]);
 	options.resume = (uint32_t)atoi(words[7]);
+	options.only = getenv("CHECKSUM_ONLY");
+	options.only_bytes = options.only ? strlen(options.only) + 1 : 0;
 	int is_source = strcmp(words[1], "source") == 0;
 	int failed = is_source ? checksum_run_source(&options, &progress, &error)
 			       : checksum_run_target(&options, &progress, &error);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -13,6 +14,9 @@ from pathlib import Path
 
 from farmd.mirror.checksum import Mode, Options, Outcome, Run
 from farmd.model.errors import FarmError
+
+LONG = bool(os.environ.get("FARMD_CHECKSUM_LONG"))
+"""`make mirror` sets it: more seeds, more kills, a fuzzer. Otherwise each property is shown once, in seconds."""
 
 
 def run(source: Path, target: Path, options: Options | None = None, record: Path | None = None) -> Outcome:
@@ -102,7 +106,7 @@ def disk(folder: Path, megabytes: int) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(megabytes << 20)
     subprocess.run(["mkfs.ext4", "-q", "-I", "256", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True)
+    subprocess.run(["mount", "-o", "loop,discard", str(image), str(mount)], check=True)
     try:
         yield mount
     finally:

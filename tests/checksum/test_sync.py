@@ -10,7 +10,7 @@ import pytest
 
 from farmd.mirror.checksum import Mode, Options, Pass
 from farmd.model.errors import BadRequest
-from tests.checksum.rig import run, verify
+from tests.checksum.rig import LONG, run, verify
 from tests.checksum.trees import Maker, differences
 
 pytestmark = pytest.mark.root
@@ -24,7 +24,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return source, target
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(12 if LONG else 3))
 def test_random_trees_become_equal(pair: tuple[Path, Path], seed: int) -> None:
     source, target = pair
     maker = Maker(seed)
@@ -42,7 +42,7 @@ def test_random_trees_become_equal(pair: tuple[Path, Path], seed: int) -> None:
         assert differences(source, target) == []
 
 
-@pytest.mark.parametrize("seed", range(100, 105))
+@pytest.mark.parametrize("seed", range(100, 105 if LONG else 102))
 def test_random_trees_with_records_become_equal_in_quick_passes(pair: tuple[Path, Path], seed: int) -> None:
     source, target = pair
     record = source.parent / "record"
@@ -128,7 +128,7 @@ def test_verify_names_each_kind_and_changes_nothing(pair: tuple[Path, Path]) -> 
 
     found = verify(source, target)
 
-    assert len(found & {("LINKS", b"a"), ("LINKS", b"b")}) == 1  # whichever came second
+    assert found >= {("LINKS", b"a"), ("LINKS", b"b")}
     assert found - {("META", b""), ("LINKS", b"a"), ("LINKS", b"b")} == {
         ("MISSING", b"renamed"),
         ("EXTRA", b"missing"),
@@ -168,7 +168,7 @@ def test_deep_paths_and_many_names(pair: tuple[Path, Path]) -> None:
     deep = source.joinpath(*["d" * 100] * 30)
     deep.mkdir(parents=True)
     (deep / "leaf").write_text("leaf")
-    for number in range(5000):
+    for number in range(2000):
         (source / f"name{number}").touch()
     run(source, target)
     assert differences(source, target) == []

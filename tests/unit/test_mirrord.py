@@ -19,7 +19,7 @@ from farmd.mirror.events import PeerSaid
 from farmd.mirror.generation import Generation
 from farmd.mirror.messages import Ready, encode
 from farmd.mirror.record import SLOT_BYTES, Record
-from farmd.mirrord import disk, fingerprint
+from farmd.mirrord import disk
 from farmd.mirrord.arbiters import FileArbiter, OperatorArbiter
 from farmd.mirrord.keys import Keys, make
 from farmd.mirrord.shell import Shell
@@ -139,29 +139,6 @@ class _Connection:
 
     def close(self, why: str) -> None:
         self.closed = True
-
-
-def test_a_fingerprint_sees_every_kind_of_change_and_never_leaves_the_directory(tmp_path: Path) -> None:
-    root, outside = tmp_path / "root", tmp_path / "outside"
-    root.mkdir()
-    outside.write_text("secret")
-    (root / "file").write_text("content")
-    (root / "away").symlink_to(tmp_path)
-    fd = os.open(root, os.O_RDONLY)
-    seen = {fingerprint.of(fd, b"file")}
-    (root / "file").chmod(0o600)
-    seen.add(fingerprint.of(fd, b"file"))
-    os.utime(root / "file", (1, 1))
-    seen.add(fingerprint.of(fd, b"file"))
-    (root / "file").write_text("another")
-    os.utime(root / "file", (1, 1))
-    seen.add(fingerprint.of(fd, b"file"))
-
-    assert len(seen) == 4
-    for path in (b"away/outside", b"../outside", b"nothing"):
-        assert fingerprint.of(fd, path) == fingerprint.GONE
-    assert fingerprint.of(fd, b"away") != fingerprint.GONE
-    os.close(fd)
 
 
 @pytest.mark.parametrize(
