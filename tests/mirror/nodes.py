@@ -55,7 +55,7 @@ class MirrorNode:
 
     def make_folders(self) -> None:
         """Its home, with the directory to replicate."""
-        self.data.mkdir(parents=True)
+        self.data.mkdir(parents=True, exist_ok=True)
         for folder in (self.home, self.data):
             folder.chmod(0o755)
 

@@ -140,6 +140,7 @@ def test_the_secondary_receives_in_a_cage_and_a_new_primary_leaves_it() -> None:
 
 @contextmanager
 def _disk(node: MirrorNode) -> Iterator[None]:
+    node.make_folders()
     image = node.home / "disk"
     with image.open("wb") as file:
         file.truncate(96 * MB)
