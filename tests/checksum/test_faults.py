@@ -22,14 +22,6 @@ from tests.checksum.trees import Maker, differences
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    return source, target
-
-
 def command(source: Path, target: Path, *words: str) -> subprocess.Popen[bytes]:
     line = [sys.executable, "-m", "farmd.mirror.checksum", "sync", str(source), str(target), *words]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

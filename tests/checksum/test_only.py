@@ -19,14 +19,6 @@ from tests.checksum.trees import Maker, differences
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    return source, target
-
-
 def only(pair: tuple[Path, Path], findings: tuple[Finding, ...], mode: Mode) -> Outcome:
     root = os.open(pair[0], os.O_RDONLY)
     try:

@@ -16,14 +16,6 @@ from tests.checksum.trees import Maker, differences
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    return source, target
-
-
 @pytest.mark.parametrize("seed", range(12 if LONG else 3))
 def test_random_trees_become_equal(pair: tuple[Path, Path], seed: int) -> None:
     source, target = pair
