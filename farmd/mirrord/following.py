@@ -127,7 +127,7 @@ class Following:
             self._start(self._stream(sock, message))
         elif kind is Kind.ZONES:
             self.received = True
-            self._start(self._patch(sock))
+            self._start(self._patch(sock, token))
         else:
             self._start(self._pass(sock, message))
 
@@ -181,12 +181,13 @@ class Following:
             self._progress = None
         self._say(answer)
 
-    async def _patch(self, sock: socket.socket) -> None:
-        """A failback from the primary's log. It notices by itself when this end gives up."""
+    async def _patch(self, sock: socket.socket, token: int) -> None:
+        """A failback from the primary's log. It notices by itself when this end gives up, and is told why."""
         try:
             await asyncio.to_thread(self._apply_zones, sock)
         except (OSError, FarmError) as error:
             _log.warning("the failback ended early: %s", error)
+            self._say({"shell": "answer", "token": token, "error": str(error)})
 
     def _apply_zones(self, sock: socket.socket) -> None:
         sock.setblocking(True)

@@ -163,9 +163,16 @@ class Resync:
             zones_token, token = _token(), _token()
             self._say({"shell": "announce", "kind": "zones", "token": zones_token, "mode": 0})
             self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
-            zones = await self._peer.call(Connection.ZONES, zones_token)
-            with zones, await self._peer.call(Connection.STREAM, token) as stream:
-                came = await tree.fail_back(zones, stream, token, epoch)
+            with self._awaited(zones_token) as answered:
+                zones = await self._peer.call(Connection.ZONES, zones_token)
+                with zones, await self._peer.call(Connection.STREAM, token) as stream:
+                    try:
+                        came = await tree.fail_back(zones, stream, token, epoch)
+                    except LogLied:
+                        raise
+                    except FarmError as error:
+                        await _prefer_its_words(answered, error)
+                        raise
             shown = ("rounds", "files", "bytes_moved", "held_s", "seconds")
             self.last = {"plan": "log"} | {name: came[name] for name in shown}
         finally:
@@ -287,10 +294,7 @@ class Resync:
             try:
                 await bulk.run(sock, source=True, keys=self._keys, peer=name)
             except FarmError as error:
-                # The target's own words say more than that it went away.
-                await _briefly(answered)
-                if answered.done() and "error" in answered.result():
-                    raise PeerError("the peer", answered.result()["error"], "See its status") from error
+                await _prefer_its_words(answered, error)
                 raise
             finally:
                 bulk.stop()
@@ -354,6 +358,13 @@ def _parts(names: tuple[bytes, ...]) -> Iterator[list[bytes]]:
         room -= len(name) + 4
     if part:
         yield part
+
+
+async def _prefer_its_words(answered: asyncio.Future[Message], error: FarmError) -> None:
+    """Raises PeerError if the target says why: that tells more than that it went away."""
+    await _briefly(answered)
+    if answered.done() and "error" in answered.result():
+        raise PeerError("the peer", answered.result()["error"], "See its status") from error
 
 
 async def _briefly(answered: Awaitable[Message]) -> None:

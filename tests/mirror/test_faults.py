@@ -282,6 +282,7 @@ def test_a_one_way_cut_leaves_one_primary(deaf: int) -> None:
             writer.goes_on()
             nodes.deafen(nodes.nodes[deaf - 1])
             one.wait("alone", lambda status: status["gate"] == "alone")
+            two.wait("knows that it lost it", lambda status: not status["peer"]["connected"])
             writer.goes_on()
             text = two.refused("promote")
             assert "stale" in text
