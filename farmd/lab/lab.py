@@ -190,7 +190,7 @@ class Lab:
 
     def _build(self, progress: Callable[[str], None]) -> None:
         plan = self.plan
-        plan.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(plan.directory)
         _write_plan(plan)
         progress(f"switch and {len(plan.hosts)} hosts")
         for namespace in (plan.switch, *(host.namespace for host in plan.hosts)):
@@ -273,9 +273,9 @@ class Lab:
         for namespace in mine:
             netns.delete_namespace(namespace)
         shutil.rmtree(self.plan.directory, ignore_errors=True)
-        for parent in (self.plan.pin_dir, self.plan.run_dir):
-            with contextlib.suppress(OSError):  # other labs live there too
-                parent.rmdir()
+        with contextlib.suppress(OSError):  # other labs live there too, and each has its folder before its pins
+            self.plan.run_dir.rmdir()
+            self.plan.pin_dir.rmdir()
 
     def _member(self, name: str) -> Host:
         host = self.plan.host(name)
@@ -315,6 +315,15 @@ class Lab:
         sets = [entry["set"] for entry in listing["nftables"] if "set" in entry]
         pairs = [element["concat"] for entry in sets for element in entry.get("elem", [])]
         return tuple(sorted((source, target) for source, target in pairs))
+
+
+def make_folder(path: Path) -> None:
+    """With its parent, which the last lab that goes removes: it may do so between our two steps."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _state_file(plan: LabPlan) -> Path:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from farmd.cli.main import run
 from farmd.lab import netns
 from farmd.lab.demo import remains
-from farmd.lab.lab import Lab
+from farmd.lab.lab import Lab, make_folder
 from farmd.lab.netns import Part
 from farmd.lab.plan import LabPlan
 from farmd.model.errors import FarmError, KernelError, NotFound, NotPermitted, Refused
@@ -122,6 +124,27 @@ def test_down_removes_a_lab_of_another_version(written: str) -> None:
         assert remains(lab) == []
     finally:
         lab.down()
+
+
+def test_a_lab_may_go_while_another_comes(tmp_path: Path) -> None:
+    """The last one that goes removes the folder that all share."""
+    parent, over = tmp_path / "shared", threading.Event()
+
+    def remove() -> None:
+        while not over.wait(0.0002):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    try:
+        for number in range(2000):
+            folder = parent / str(number)
+            make_folder(folder)
+            folder.rmdir()
+    finally:
+        over.set()
+        remover.join()
 
 
 def test_only_one_builder_at_a_time() -> None:
