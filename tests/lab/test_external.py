@@ -143,17 +143,23 @@ def test_a_node_that_cannot_prove_its_right_is_out(
     assert seen.failed() == 0  # its nginx served what came meanwhile
 
 
+def nginx_of(namespace: str) -> list[netns.Process]:
+    return [process for process in netns.processes(namespace) if process.part is Part.NGINX]
+
+
 def test_a_service_that_ended_takes_its_node_out(balanced: Farm) -> None:
     namespace = balanced.lab.plan.host("node3").namespace
     with requests(balanced, VIP, PORT_BY_CONNECTION) as seen:
-        for process in netns.processes(namespace):
-            if process.part is Part.NGINX:
-                netns.send_signal(namespace, process, signal.SIGKILL)
+        for process in nginx_of(namespace):
+            netns.send_signal(namespace, process, signal.SIGKILL)
+        balanced.wait("nginx is gone", lambda: not nginx_of(namespace), seconds=PATIENCE_S)
+        gone = time.monotonic()  # what it was answering when it was killed is lost: no farm can bring that back
         wait_used(balanced, {"node1", "node2"})
         assert health(balanced, "node3") == (503, "rule web4-80: nothing on node3 listens on tcp port 80")
         balanced.lab.start("node3")
         wait_used(balanced, NODES)
-    assert seen.failed() == 0  # HAProxy tries another node when a connection is refused
+    assert len(seen.since(gone)) > 10
+    assert seen.failed(gone) == 0  # HAProxy tries another node when a connection is refused
 
 
 def test_a_lost_link_takes_its_node_out(balanced: Farm) -> None:
