@@ -105,7 +105,7 @@ class Resync:
         self._rate = config.rate_bytes_s
         self.shown: Shown | None = None
         self.last: dict[str, Any] | None = None
-        """What the last whole resync came to."""
+        """What the last whole resync came to: plan, passes, bytes moved, names and seconds, however it was done."""
         self.mending = False
         """The peer's copy is being repaired; true behind a failure, too."""
         self._theirs: Progress | None = None
@@ -173,8 +173,13 @@ class Resync:
                     except FarmError as error:
                         await _prefer_its_words(answered, error)
                         raise
-            shown = ("rounds", "files", "bytes_moved", "held_s", "seconds")
-            self.last = {"plan": "log"} | {name: came[name] for name in shown}
+            self.last = {
+                "plan": "log",
+                "passes": came["rounds"],
+                "bytes_moved": came["bytes_moved"],
+                "names": came["files"],
+                "seconds": came["seconds"],
+            }
         finally:
             self.shown = None
 

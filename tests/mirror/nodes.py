@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from farmd.cli.mirrorshow import summary
 from farmd.client import Client
 from farmd.model.mirrorfile import FILE, SOCKET
 from tests.mirror.power import Disk
@@ -76,7 +77,9 @@ class MirrorNode:
 
     def status(self) -> dict[str, Any]:
         """As `farmctl mirror status` has it."""
-        return self.ctl("status")
+        status = self.ctl("status")
+        assert f"node {self.number}" in summary(status), "what a node says can be written for people"
+        return status
 
     def api(self) -> Client:
         """What farmctl talks to, for whoever counts milliseconds."""
