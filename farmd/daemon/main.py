@@ -31,13 +31,13 @@ EXIT_CONFIG = 9
 """As farmctl's: the configuration is invalid and nothing was changed."""
 
 _LAST_WORDS = {
-    Ending.STOPPED: "stopped; the engine serves on for 10 s",
+    Ending.STOPPED: "stopped; the engine serves on for 30 s",
     Ending.LEFT: "this node has left the farm",
     Ending.RELOAD: "starting again with the configuration as it is now",
 }
 _DESCRIPTION = """The farm's daemon on this server.
 
-SIGTERM ends this process only: the filter stays attached and the engine serves on for 10 seconds, so that farmd can be
+SIGTERM ends this process only: the filter stays attached and the engine serves on for 30 seconds, so that farmd can be
 restarted under traffic. SIGHUP (or `farmctl reload`) puts farm.toml in force as it is now. To take the server out of
 the farm use `farmctl leave`."""
 
