@@ -15,8 +15,8 @@ from farmd.daemon.enginelink import LINE_LIMIT
 from farmd.model.errors import FarmError, KernelError
 
 ORPHAN_GRACE_S = 30.0
-"""Long enough for a daemon to be restarted or upgraded on a server that is overloaded; short enough that a node whose daemon is gone for
-good leaves the farm, in the planned way, before anybody relies on it."""
+"""Long enough for a daemon to be restarted or upgraded on a server that is overloaded; short enough that a node whose
+daemon is gone for good leaves the farm, in the planned way, before anybody relies on it."""
 _EVENT_BACKLOG = 1 << 20
 """Bytes that a daemon may leave unread before it misses events: the engine never waits for it."""
 

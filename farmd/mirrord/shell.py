@@ -26,10 +26,11 @@ from farmd.mirror import commands as do
 from farmd.mirror import events as on
 from farmd.mirror.acks import Gate
 from farmd.mirror.core import Node
+from farmd.mirror.generation import BLANK
 from farmd.mirror.messages import Hello, decode, encode
 from farmd.mirror.orders import Order
 from farmd.mirror.state import Settings
-from farmd.mirrord import arbiters, disk, mounts
+from farmd.mirrord import arbiters, disk, identity, mounts
 from farmd.mirrord.comparing import Comparing
 from farmd.mirrord.enginelink import Engine
 from farmd.mirrord.following import Following
@@ -119,6 +120,8 @@ class Shell:
             ) from error
         self._records = disk.records(self.folder)
         self._record = disk.RecordFile(self.folder / "record")
+        is_part = self._record.record is not None and self._record.record.generation != BLANK
+        identity.check(self.folder, {config.directory: self.root}, is_part=is_part)
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         self.logbook = Logbook(self.folder, self.mirror)

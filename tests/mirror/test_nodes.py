@@ -213,6 +213,24 @@ def test_a_directory_in_use_is_not_taken_away() -> None:
         assert one.status()["role"] != "primary"
 
 
+def test_an_empty_directory_in_its_place_is_not_taken_for_the_copy() -> None:
+    with TwoNodes("mid") as nodes:
+        one, two = nodes.nodes
+        _begin(nodes)
+        (one.data / "precious").write_text("only here and there")
+        two.ctl("stop")
+        kept = two.data.rename(two.data.with_name("kept"))
+        two.data.mkdir()
+        said = str(two.ctl("start", code=1)["stderr"])
+        assert "it is not the directory that this node's copy was in" in said
+        assert "--id" in said
+        two.data.rmdir()
+        kept.rename(two.data)
+        two.ctl("start")
+        one.wait_in_sync()
+        _equal(nodes)
+
+
 def test_a_node_with_other_keys_is_refused() -> None:
     with TwoNodes("mky") as nodes:
         one, two = nodes.nodes
