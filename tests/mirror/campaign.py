@@ -1,283 +1,261 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kill the primary node of a mirrored database again and again, and count the commits that the other node has.
 
-    python -m tests.mirror.campaign --database all --kills 60 --seed 1
-    python -m tests.mirror.campaign --database postgresql --kills 1000
-    python -m tests.mirror.campaign --database postgresql --kills 10 --control
+    python -m tests.mirror.campaign --database all --kills 1000 --jobs 4 --minutes 75 --out campaign.json
+    python -m tests.mirror.campaign --database postgresql --kills 60 --seed 1
+    python -m tests.mirror.campaign --database sqlite --kills 10 --control
 
-Each turn: clients commit and write down every acknowledgement; at a random moment the primary node ends, in one of
-four ways (`KINDS`); the other is promoted, the database recovers there, and its rows are held against the ledgers.
-Then the first node comes back while new clients write. Every fourth turn hands over in the planned way as well. With
-`--control` fsync does not wait for the peer (`--ack async`) and cables are pulled: commits must be lost then.
-Exit status 0: nothing was lost; with `--control`: something was.
+Each turn: clients commit and write down every acknowledgement; at a random moment something of the primary node ends,
+in one of eight ways (`tests.mirror.killing.KINDS`); the other node is promoted, the database recovers there, checks
+itself, and its rows are held against the ledgers. Then the first node comes back while new clients write. At times it
+is handed over in the planned way as well. With `--control` fsync does not wait for the peer (`--ack async`) and
+cables are pulled: commits must be lost then.
+
+The kills are shared among parts, each on a mirror of its own in a box of its own (`tests.mirror.box`); `--jobs` of them
+run at once. Turns are mostly waiting, so twice as many as there are cores is about right. A part's seed is made
+of `--seed` and its number; what a kill meets depends on the machine's timing as well. A part that fails ends, and keeps
+its disks, ledgers and logs below TMPDIR (/var/tmp without one); the others go on.
+
+Exit status 0: all kills were done and nothing was lost; with `--control`: something was. 1 else; 2: the time was over.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import json
+import math
 import os
+import queue
 import random
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report import host_facts, table
-from tests.mirror.nodes import TwoNodes
-from tests.mirror.servers import DATABASES, Database, end_at_once
-from tests.mirror.trees import differences
+from bench.report import host_facts, spread, table
+from tests.mirror.box import boxed
+from tests.mirror.killing import KINDS, Tally, interrupt
+from tests.mirror.servers import DATABASES
 
-KINDS = ("processes", "cable", "power", "both")
-"""kill -9 of all processes; the same after the cable is pulled; the same and all unsynced writes are gone; on both
-nodes at once, of which the secondary comes back alone."""
-_SWAP_EVERY = 4
-_PEER_TIMEOUT_S = 3.0
-
-
-class Lost(Exception):
-    """Commits are missing, or the database is broken."""
+_PART_KILLS = 50
+"""At most, on one mirror: a database grows, and another one is created in seconds."""
+_GRACE_S = 300.0
+"""What a part may take after its time to end its turn and to compare both copies."""
+COLUMNS = ["database", "kills", "swaps", "refused", "acknowledged", "lost", "promote ms", "max", "recover ms"]
 
 
 @dataclass(slots=True)
-class Tally:
-    """What was done and seen with one database."""
+class Part:
+    """A share of the kills, and what became of it."""
 
+    number: int
     database: str
-    kills: Counter[str] = field(default_factory=Counter)
-    swaps: int = 0
-    acknowledged: int = 0
-    lost: int = 0
-    gaps: int = 0
-    promote_ms: list[float] = field(default_factory=list)
-    """From the order to the first byte written in the directory."""
-    recover_ms: list[float] = field(default_factory=list)
-    """From then until the database answers."""
-    resync_ms: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    kills: int
+    seed: int
+    tally: Tally = field(init=False)
+    kind: str = ""
+    failed: str = ""
+    process: subprocess.Popen[str] | None = None
 
-    def row(self) -> list[object]:
-        """For the table."""
-        return [
-            self.database,
-            sum(self.kills.values()),
-            *(self.kills[kind] for kind in KINDS),
-            self.swaps,
-            self.acknowledged,
-            self.lost,
-            round(statistics.median(self.promote_ms)),
-            round(max(self.promote_ms)),
-            round(statistics.median(self.recover_ms)),
-        ]
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.database)
+
+    def run(self, control: bool, until: float, tell: queue.Queue[Part]) -> None:
+        """In a box of its own, until it has ended; `tell` gets it after each turn."""
+        words = [sys.executable, "-m", "tests.mirror.killing", "--database", self.database]
+        words += ["--kills", str(self.kills), "--seed", str(self.seed), *(["--control"] if control else [])]
+        words += ["--until", str(until)] if math.isfinite(until) else []
+        command = boxed(words)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+            self.process = process
+            assert process.stdout is not None
+            timer = threading.Timer(max(0.0, until - time.time()) + _GRACE_S, process.kill)
+            if math.isfinite(until):
+                timer.start()
+            ended = False
+            for line in process.stdout:
+                said = json.loads(line)
+                ended = said.get("kind") in ("copies equal", "interrupted")
+                self.failed = said.get("failed", "")
+                if "tally" in said:
+                    self.tally, self.kind = Tally.of(said["tally"]), said["kind"]
+                tell.put(self)
+            timer.cancel()
+        if not ended:
+            self.failed = self.failed or f"it ended without a word, status {process.returncode}"
+            tell.put(self)
 
 
-COLUMNS = ["database", "kills", *KINDS, "swaps", "acknowledged", "lost", "promote ms", "max", "recover ms"]
+def parts(databases: list[str], kills: int, seed: int, jobs: int) -> list[Part]:
+    """Shares of about equal size, the databases in turn, so that different ones run beside each other."""
+    shares: list[list[tuple[str, int]]] = []
+    for place, database in enumerate(databases):
+        wanted = kills // len(databases) + (place < kills % len(databases))
+        count = max(math.ceil(wanted / _PART_KILLS), math.ceil(jobs / len(databases)) if wanted >= jobs else 1)
+        shares.append([(database, wanted // count + (n < wanted % count)) for n in range(count)])
+    mixed = [share for row in itertools.zip_longest(*shares) for share in row if share is not None and share[1]]
+    dice = random.Random(seed)
+    return [Part(number, name, share, dice.randrange(1, 1 << 32)) for number, (name, share) in enumerate(mixed, 1)]
 
 
 class Campaign:
-    """One database on one mirror."""
+    """All parts, `jobs` at once."""
 
-    def __init__(self, database: Database, nodes: TwoNodes, dice: random.Random, kinds: tuple[str, ...]) -> None:
-        self._database, self._nodes, self._dice, self._kinds = database, nodes, dice, kinds
-        self._first = dice.randrange(len(kinds))
-        self._primary, self._other = nodes.nodes
-        self._clients: list[subprocess.Popen[bytes]] = []
-        self._ledgers: dict[int, Path] = {}
-        self._next = 0
-        self._safe: dict[int, int] = {}
-        """Per client that is over: how many rows it had when they were counted."""
-        self.tally = Tally(database.name)
+    def __init__(self, all_parts: list[Part], jobs: int, control: bool, until: float) -> None:
+        self.parts, self._jobs, self._control, self._until = all_parts, jobs, control, until
+        self._left = queue.SimpleQueue[Part]()
+        self._news: queue.Queue[Part] = queue.Queue()
+        self._began = time.monotonic()
+        self._is_stopped = False
 
-    def run(self, kills: int) -> Tally:
-        """All of it; afterwards both copies are equal. Raises what a broken mirror or database raises."""
-        began = time.monotonic()
-        self._begin()
-        for turn in range(kills):
-            self._work()
-            self._strike(kind := self._kinds[(self._first + turn) % len(self._kinds)])
-            self._take_over()
-            self._count()
-            self._fail_back()
-            self._report(f"  {turn + 1}/{kills} {kind}")
-            if turn % _SWAP_EVERY == _SWAP_EVERY - 1 or turn == kills - 1:
-                self._swap()
-        self._end()
-        self.tally.seconds = round(time.monotonic() - began, 1)
-        return self.tally
-
-    def _report(self, what: str) -> None:
-        tally = self.tally
-        took = f"writable {tally.promote_ms[-1]:.0f} ms, recovered {tally.recover_ms[-1]:.0f} ms later"
-        text = f"{what}: {tally.acknowledged} acknowledged, {tally.lost} lost; {took}"
-        print(text, file=sys.stderr, flush=True)
-
-    def clean(self) -> None:
-        """Whatever happened: nothing runs any more."""
-        for client in self._clients:
-            with contextlib.suppress(ProcessLookupError):
-                client.kill()
-            client.wait()
-        self._database.crash()
-
-    def _begin(self) -> None:
-        self._primary.ctl("promote", "--accept", "first")
-        self._primary.wait_in_sync()
-        self._database.create(self._primary.data)
-        self._database.start(self._primary.data)
-        self._load()
-
-    def _load(self) -> None:
-        """New clients, and the ledgers they keep."""
-        self._ledgers = {}
-        for _ in range(self._database.client_count):
-            self._next += 1
-            ledger = self._ledgers[self._next] = self._nodes.base / f"ledger-{self._next}"
-            self._clients.append(self._database.client(self._next, ledger))
-        self._clients += self._database.load()
+    def run(self) -> None:
+        """Until every part has ended, time is over, or it is interrupted; then the parts that run clean up and end."""
+        for part in self.parts:
+            self._left.put(part)
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
+        for thread in threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in threads) or not self._news.empty():
+                self._tell()
+        except KeyboardInterrupt:
+            self._is_stopped = True
+            for part in self.parts:
+                if part.process is not None and part.process.poll() is None:
+                    os.killpg(part.process.pid, signal.SIGTERM)
+            for thread in threads:
+                thread.join(60)
 
     def _work(self) -> None:
-        """Until every client has commits, and then a random while."""
-        end = time.monotonic() + 120
-        while not all(ledger.stat().st_size for ledger in self._ledgers.values()):
-            assert time.monotonic() < end, "a client commits nothing"
-            time.sleep(0.02)
-        time.sleep(self._dice.uniform(0.0, 2.0))
+        while not self._is_stopped and time.time() < self._until:
+            try:
+                part = self._left.get_nowait()
+            except queue.Empty:
+                return
+            part.run(self._control, self._until, self._news)
 
-    def _strike(self, kind: str) -> None:
-        """The primary's node ends."""
-        self.tally.kills[kind] += 1
-        if kind != "processes":
-            self._nodes.cut()
-            time.sleep(self._dice.uniform(0.0 if len(self._kinds) > 1 else 0.1, 0.3))
-        # All at once: who is left for a moment hangs on the others, and a primary left for long goes on alone.
-        pids = self._primary.pids() + self._database.pids()
-        self._dice.shuffle(pids)
-        end_at_once(pids)
-        self._database.crash()
-        if kind in ("power", "both"):
-            self._primary.lose_power()
-        if kind == "both":
-            self._other.lose_power()
-        for client in self._clients:
-            client.wait(60)
-        self._clients.clear()
-        if kind == "both":
-            self._other.power_on()
-            self._other.ctl("start")
-
-    def _take_over(self) -> None:
-        self._other.wait("alone", lambda status: not status["peer"]["connected"])
-        api = self._other.api()
-        began = time.monotonic()
-        api.order_mirror("promote", {"accept": "nothing"})
-        (self._other.data / "first-byte").write_bytes(b"1")
-        writable = time.monotonic()
-        self._database.start(self._other.data)
-        self.tally.promote_ms.append((writable - began) * 1000)
-        self.tally.recover_ms.append((time.monotonic() - writable) * 1000)
-
-    def _count(self) -> None:
-        """Every acknowledged row is there, and each client's rows are 1, 2, 3 ... without a gap."""
-        self._database.check()
-        for number, ledger in self._ledgers.items():
-            said = {int(word) for word in ledger.read_text().split() if word.isdigit()}
-            rows = self._database.rows(number)
-            self.tally.acknowledged += len(said)
-            self.tally.lost += len(said - rows)
-            self.tally.gaps += len(rows) != max(rows, default=0)
-            self._safe[number] = len(rows)
-            ledger.unlink()
-
-    def _fail_back(self) -> None:
-        """The killed node comes back while the application writes."""
-        self._load()
-        self._nodes.mend()
-        if self._primary.disk is not None and not self._primary.disk.mounted:
-            self._primary.power_on()
-        began = time.monotonic()
-        self._primary.ctl("start")
-        self._other.wait_in_sync()
-        self.tally.resync_ms.append((time.monotonic() - began) * 1000)
-        self._primary, self._other = self._other, self._primary
-
-    def _swap(self) -> None:
-        """The planned way: the database ends, the other node takes over, the database begins there."""
-        self._stop()
-        self._primary.ctl("swap")
-        self._other.wait("primary", lambda status: status["role"] == "primary" and status["in_sync"])
-        self._primary, self._other = self._other, self._primary
-        self._database.start(self._primary.data)
-        self._count()
-        self._load()
-        self.tally.swaps += 1
-
-    def _stop(self) -> None:
-        for client in self._clients:
-            client.kill()  # isql does not end by anything less
-            client.wait(60)
-        self._clients.clear()
-        self._database.stop()
-
-    def _end(self) -> None:
-        """Rows that were there once are still there, and both copies are equal."""
-        self._stop()
-        self._database.start(self._primary.data)
-        for number in self._dice.sample(sorted(self._safe), min(20, len(self._safe))):
-            if len(self._database.rows(number)) != self._safe[number]:
-                raise Lost(f"rows of client {number} were there and are not any more")
-        self._database.stop()
-        if not self._primary.ctl("verify")["equal"] or differences(self._nodes.one.data, self._nodes.two.data):
-            raise Lost("the copies differ")
-
-
-def run(database: str, kills: int, seed: int, control: bool = False) -> Tally:
-    """One campaign on a mirror of its own. Raises Lost unless `control`."""
-    kinds = ("cable",) if control else KINDS
-    options = ("--ack", "async") if control else ()
-    tag = f"c{os.getpid() % 100_000}"
-    with TwoNodes(tag, *options, disks={1: "1G", 2: "1G"}, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
-        scratch = nodes.base / "scratch"
-        scratch.mkdir()
-        campaign = Campaign(DATABASES[database](scratch), nodes, random.Random(f"{seed} {database}"), kinds)
+    def _tell(self) -> None:
         try:
-            tally = campaign.run(kills)
-        finally:
-            campaign.clean()
-        if not control and (tally.lost or tally.gaps):
-            raise Lost(f"seed {seed}: {tally}")
-    return tally
+            part = self._news.get(timeout=0.5)
+        except queue.Empty:
+            return
+        done, wanted = sum(each.tally.kills.total() for each in self.parts), sum(each.kills for each in self.parts)
+        lost = sum(each.tally.lost for each in self.parts)
+        spent_s = time.monotonic() - self._began
+        left_s = spent_s * (wanted - done) / done if done else 0.0
+        what = f"{_clock(spent_s)}, {_clock(left_s)} to go: {done}/{wanted} kills, {lost} lost; "
+        what += f"{part.database} {part.number}"
+        if part.failed:
+            what += f" FAILED (seed {part.seed}):\n{part.failed}"
+        elif part.kind in KINDS:
+            tally = part.tally
+            what += f" {tally.kills.total()}/{part.kills} {part.kind}: {tally.acknowledged} acknowledged, writable "
+            what += f"{tally.promote_ms[-1]:.0f} ms, recovered {tally.recover_ms[-1]:.0f} ms later"
+        else:
+            what += f": {part.kind}"
+        print(what, file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    """Run, print a table, keep JSON."""
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+def row(tally: Tally) -> list[object]:
+    """For the table."""
+    promote, recover = tally.promote_ms or [0.0], tally.recover_ms or [0.0]
+    counts = [tally.kills.total(), tally.swaps, tally.refused, tally.acknowledged, tally.lost]
+    return [
+        tally.database,
+        *counts,
+        round(statistics.median(promote)),
+        round(max(promote)),
+        round(statistics.median(recover)),
+    ]
+
+
+def merged(all_parts: list[Part]) -> list[Tally]:
+    """One tally a database."""
+    tallies = {part.database: Tally(part.database) for part in all_parts}
+    for part in all_parts:
+        tallies[part.database].add(part.tally)
+    return list(tallies.values())
+
+
+def as_json(campaign: Campaign, arguments: argparse.Namespace, seed: int, minutes: float) -> dict[str, Any]:
+    """Everything that was seen, with the command that does it again."""
+    tallies = merged(campaign.parts)
+    command = " ".join(["python", "-m", "tests.mirror.campaign", *sys.argv[1:]])
+    if not arguments.seed:
+        command += f" --seed {seed}"
+    rows = [
+        dict(zip(COLUMNS, row(tally), strict=True))
+        | {"kinds": dict(tally.kills), "gaps": tally.gaps}
+        | {name: spread(getattr(tally, name)) for name in ("promote_ms", "recover_ms", "resync_ms") if tally.promote_ms}
+        | {"phase_s": {name: round(value, 1) for name, value in tally.phase_s.items()}}
+        for tally in tallies
+    ]
+    return {
+        "command": command,
+        "host": host_facts(),
+        "seed": seed,
+        "jobs": arguments.jobs,
+        "minutes": round(minutes, 1),
+        "kinds": KINDS,
+        "kills": sum(tally.kills.total() for tally in tallies),
+        "acknowledged": sum(tally.acknowledged for tally in tallies),
+        "lost": sum(tally.lost for tally in tallies),
+        "failures": [
+            {"database": part.database, "part": part.number, "seed": part.seed, "error": part.failed}
+            for part in campaign.parts
+            if part.failed
+        ],
+        "databases": rows,
+    }
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", choices=[*DATABASES, "all"], default="all")
     parser.add_argument("--kills", type=int, default=8, help="over all databases, shared among them")
     parser.add_argument("--seed", type=int, default=0, help="0: a random one, which is printed")
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="mirrors at once")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no kill begins later than that")
     parser.add_argument("--control", action="store_true", help="fsync does not wait: commits must be lost")
     parser.add_argument("--out", type=Path, help="JSON as well")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run, print a table, keep JSON."""
+    arguments = _arguments()
     seed = arguments.seed or random.SystemRandom().randrange(1, 1 << 32)
     names = list(DATABASES) if arguments.database == "all" else [arguments.database]
-    tallies: list[Tally] = []
-    for place, name in enumerate(names):
-        share = arguments.kills // len(names) + (place < arguments.kills % len(names))
-        print(f"{name}: {share} kills, seed {seed}", file=sys.stderr, flush=True)
-        tallies.append(run(name, share, seed, arguments.control))
-        print(table(COLUMNS, [tallies[-1].row()]), file=sys.stderr, flush=True)
-    print(table(COLUMNS, [tally.row() for tally in tallies]))
-    lost = sum(tally.lost for tally in tallies)
+    began = time.time()
+    shares = parts(names, arguments.kills, seed, arguments.jobs)
+    campaign = Campaign(shares, arguments.jobs, arguments.control, began + 60 * arguments.minutes)
+    print(f"{arguments.kills} kills in {len(shares)} parts, seed {seed}", file=sys.stderr, flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs behind it with SIGINT ignored
+        signal.signal(number, interrupt)
+    campaign.run()
+    result = as_json(campaign, arguments, seed, (time.time() - began) / 60)
+    tallies = merged(shares)
+    print(table(COLUMNS, [row(tally) for tally in tallies]))
+    kinds = sum((tally.kills for tally in tallies), Counter[str]())
+    print(table(list(KINDS), [[kinds[kind] for kind in KINDS]]))
+    print(f"seed {seed}, {result['minutes']} minutes, {len(result['failures'])} failures")
     if arguments.out:
-        command = " ".join(["python", "-m", "tests.mirror.campaign", *sys.argv[1:]])
-        data: dict[str, Any] = {"command": command, "host": host_facts(), "seed": seed, "lost": lost}
-        rows = [dict(zip(COLUMNS, tally.row(), strict=True)) | {"seconds": tally.seconds} for tally in tallies]
-        arguments.out.write_text(json.dumps(data | {"databases": rows}, indent=2) + "\n")
-    return int((lost == 0) if arguments.control else lost != 0)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    if result["failures"] or bool(result["lost"]) != arguments.control:
+        return 1
+    return 0 if result["kills"] >= arguments.kills else 2
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 from farmd.cli.mirrorshow import summary
 from farmd.client import Client
+from farmd.model.errors import DaemonUnreachable, TimedOut
 from farmd.model.mirrorfile import FILE, SOCKET
 from tests.mirror.power import Disk
 
@@ -97,6 +98,26 @@ class MirrorNode:
         """Until both copies are equal, as this node sees it."""
         return self.wait("in sync", lambda status: bool(status["in_sync"]), within_s)
 
+    def start(self) -> None:
+        """As `farmctl mirror start`, without what it costs to start farmctl."""
+        enter = ["nsenter", f"--net=/run/netns/{self.netns}"]
+        command = [*enter, sys.executable, "-m", "farmd.mirrord", str(self.state / "m")]
+        with (self.state / "m/log").open("ab") as log:
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            with contextlib.suppress(DaemonUnreachable, TimedOut):
+                if self.api().mirror().data["role"] != "starting":
+                    return
+            assert time.monotonic() < end, f"node {self.number} does not start: {self.log()}"
+            time.sleep(0.02)
+
+    def engine_pid(self) -> int:
+        """Its data path's process, which a primary has."""
+        pid = self.api().mirror().data["engine_pid"]
+        assert pid is not None, "no data path"
+        return int(pid)
+
     def pids(self) -> list[int]:
         """This node's process and its data path's."""
         try:
@@ -133,10 +154,10 @@ class MirrorNode:
         assert self.disk is not None
         self.disk.mount()
 
-    def log(self) -> str:
+    def log(self, most_chars: int = 3000) -> str:
         """The end of its log."""
         path = self.state / "m/log"
-        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+        return path.read_text(errors="replace")[-most_chars:] if path.exists() else ""
 
 
 def _alive(pid: int) -> bool:

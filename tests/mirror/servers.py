@@ -23,7 +23,7 @@ from typing import Any
 from tests.mirror.test_databases import as_postgres, postgres_programs
 
 _DEADLINE_S = 120.0
-_ROWS = 200_000
+_ROWS = 20_000
 """More than a client commits in its life."""
 
 
@@ -237,7 +237,7 @@ class MariaDb(Database):
         lines = [
             f"BEGIN; INSERT INTO t VALUES ({number}, {n});"
             f"{busy.format(key=n * 7919 % 2000, length=n % 900)}; COMMIT; SELECT {n};"
-            for n in range(1, 20_001)
+            for n in range(1, 6_001)
         ]
         return self._feed([*self._program(), "-n", "d"], "root", "\n".join(lines), ledger)
 
@@ -256,7 +256,7 @@ class MariaDb(Database):
 
 
 class Sqlite(Database):
-    """Two databases, one with a rollback journal and one with a WAL, synchronous=FULL; the clients are the engine."""
+    """Two databases, one with a rollback journal and one with a WAL; the clients are the engine."""
 
     name = "sqlite"
     client_count = 4
@@ -351,7 +351,7 @@ class Firebird(Database):
 
     def client(self, number: int, ledger: Path) -> subprocess.Popen[bytes]:
         lines = (
-            f"INSERT INTO t VALUES ({number}, {n}); COMMIT; SELECT {n} FROM RDB$DATABASE;" for n in range(1, 10_001)
+            f"INSERT INTO t VALUES ({number}, {n}); COMMIT; SELECT {n} FROM RDB$DATABASE;" for n in range(1, 5_001)
         )
         command = ["stdbuf", "-oL", "isql-fb", "-q", "-bail", *self._as_sysdba(), self._base]
         return self._feed(command, "firebird", "SET HEADING OFF;\n" + "\n".join(lines), ledger)

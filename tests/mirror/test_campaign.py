@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import queue
 import random
 
 import pytest
 
-from tests.mirror.campaign import run
+from tests.mirror.campaign import Part
+from tests.mirror.killing import Tally
 from tests.mirror.servers import DATABASES
 
 pytestmark = [pytest.mark.root, pytest.mark.lab, pytest.mark.timeout(3600)]
@@ -18,13 +21,21 @@ KILLS = int(os.environ.get("FARMD_MIRROR_KILLS", "2"))
 SEED = int(os.environ.get("FARMD_MIRROR_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
+def run(database: str, kills: int, control: bool = False) -> Tally:
+    part = Part(1, database, kills, SEED)
+    part.run(control, math.inf, queue.Queue())
+    assert not part.failed, f"seed {SEED}: {part.failed}"
+    assert part.tally.kills.total() == kills
+    return part.tally
+
+
 @pytest.mark.parametrize("database", DATABASES)
 def test_no_acknowledged_commit_is_lost(database: str) -> None:
-    tally = run(database, KILLS, SEED)
+    tally = run(database, KILLS)
     assert tally.acknowledged > 0
     assert (tally.lost, tally.gaps) == (0, 0), f"seed {SEED}: {tally}"
 
 
 def test_commits_are_lost_when_fsync_does_not_wait() -> None:
     """Otherwise the test above could not see any loss."""
-    assert run("sqlite", 2, SEED, control=True).lost > 0
+    assert run("sqlite", 2, control=True).lost > 0
