@@ -88,8 +88,8 @@ class Part:
                     self.tally, self.kind = Tally.of(said["tally"]), said["kind"]
                 tell.put(self)
             timer.cancel()
-        if not ended:
-            self.failed = self.failed or f"it ended without a word, status {process.returncode}"
+        if not ended and not self.failed:
+            self.failed = f"it ended without a word, status {process.returncode}"
             tell.put(self)
 
 

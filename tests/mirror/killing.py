@@ -25,6 +25,7 @@ from typing import Any
 
 from farmd.model.errors import FarmError, Refused
 from tests.mirror.nodes import MirrorNode, TwoNodes
+from tests.mirror.power import VolatileDisk
 from tests.mirror.servers import DATABASES, Database, end_at_once
 from tests.mirror.trees import differences
 
@@ -332,7 +333,8 @@ def run(
     kinds = CONTROL_KINDS if control else tuple(KINDS)
     options = ("--ack", "async") if control else ()
     tag = f"c{os.getpid() % 100_000}"
-    with TwoNodes(tag, *options, disks={1: "1G", 2: "1G"}, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
+    disks = {1: "1G", 2: "1G"}
+    with TwoNodes(tag, *options, disks=disks, disk=VolatileDisk, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
         scratch = nodes.base / "scratch"
         scratch.mkdir()
         killing = Killing(DATABASES[database](scratch), nodes, random.Random(f"{seed} {database}"), kinds)

@@ -26,6 +26,7 @@ from farmd.client import Client
 from farmd.model.errors import DaemonUnreachable, TimedOut
 from farmd.model.mirrorfile import FILE, SOCKET
 from tests.mirror.power import Disk
+from tests.mirror.trees import differences
 
 DEADLINE_S = 60.0
 _FARMCTL = [sys.executable, "-m", "farmd.cli"]
@@ -54,6 +55,7 @@ class MirrorNode:
         self.data = self.home / "data"
         self.state = self.home / "state"
         self.disk: Disk | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def make_folders(self) -> None:
         """Its home, with the directory to replicate."""
@@ -102,8 +104,10 @@ class MirrorNode:
         """As `farmctl mirror start`, without what it costs to start farmctl."""
         enter = ["nsenter", f"--net=/run/netns/{self.netns}"]
         command = [*enter, sys.executable, "-m", "farmd.mirrord", str(self.state / "m")]
+        self.forget()
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
         with (self.state / "m/log").open("ab") as log:
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, **options)
         end = time.monotonic() + DEADLINE_S
         while True:
             with contextlib.suppress(DaemonUnreachable, TimedOut):
@@ -111,6 +115,12 @@ class MirrorNode:
                     return
             assert time.monotonic() < end, f"node {self.number} does not start: {self.log()}"
             time.sleep(0.02)
+
+    def forget(self) -> None:
+        """Its process, which has ended."""
+        if self._process is not None:
+            self._process.wait(DEADLINE_S)
+        self._process = None
 
     def engine_pid(self) -> int:
         """Its data path's process, which a primary has."""
@@ -177,14 +187,16 @@ class TwoNodes:
         tls: bool = True,
         arbiter: str | None = None,
         disks: Mapping[int, str] | None = None,
+        disk: Callable[[Path, Path, str], Disk] = Disk,
         peers: Mapping[int, str] | None = None,
         **values: float,
     ) -> None:
-        """`disks`: sizes, for nodes with a file system of their own; `peers`: where a node reaches its peer, if not
+        """`disks`: sizes, for nodes with a `disk` of their own; `peers`: where a node reaches its peer, if not
         directly; `values` are written into both mirror.json.
         """
         self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
         self._disks, self._peers, self._values = disks or {}, peers or {}, values
+        self._disk = disk
         self.base = Path(tempfile.mkdtemp(prefix=f"mirrord-{tag}-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self.base.chmod(0o755)
         self.one, self.two = (MirrorNode(number, self.base, tag) for number in (1, 2))
@@ -205,7 +217,7 @@ class TwoNodes:
     def _plug_in(self) -> None:
         for node in self.nodes:
             if node.number in self._disks:
-                node.disk = Disk(self.base / f"disk{node.number}", node.home, self._disks[node.number])
+                node.disk = self._disk(self.base / f"disk{node.number}", node.home, self._disks[node.number])
                 node.disk.make()
             node.make_folders()
 
@@ -270,6 +282,7 @@ class TwoNodes:
         for node in self.nodes:
             if node.pids():
                 node.kill()
+            node.forget()
             for _ in range(4):
                 points = [str(node.data), str(node.state / "m/mount")]  # the second in image mode
                 subprocess.run(["umount", "-l", *points], capture_output=True, check=False)
@@ -280,3 +293,20 @@ class TwoNodes:
             shutil.rmtree(self.base, ignore_errors=True)
         else:
             subprocess.run(["rm", "-rf", "--one-file-system", *(str(node.data) for node in self.nodes)], check=False)
+
+
+def begin(nodes: TwoNodes) -> None:
+    """The first node is primary, and both copies are equal."""
+    nodes.one.ctl("promote", "--accept", "first")
+    nodes.one.wait_in_sync()
+    nodes.two.wait_in_sync()
+
+
+def equal(nodes: TwoNodes, primary: MirrorNode | None = None) -> None:
+    """Both copies are equal, by `verify` and looked at from outside. Without `primary`: whoever is it."""
+    if primary is None:
+        primary = next(node for node in nodes.nodes if node.status()["role"] == "primary")
+    for node in (primary, nodes.two if primary is nodes.one else nodes.one):
+        node.wait_in_sync()
+    assert primary.ctl("verify")["equal"]
+    assert differences(nodes.one.data, nodes.two.data) == []

@@ -12,26 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.nodes import MirrorNode, TwoNodes
+from tests.mirror.nodes import MirrorNode, TwoNodes, begin, equal
 from tests.mirror.trees import differences
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 MB = 1 << 20
-
-
-def _begin(nodes: TwoNodes) -> None:
-    nodes.one.ctl("promote", "--accept", "first")
-    nodes.one.wait_in_sync()
-    nodes.two.wait_in_sync()
-
-
-def _equal(nodes: TwoNodes) -> None:
-    for primary, other in (nodes.nodes, nodes.nodes[::-1]):
-        if primary.status()["role"] == "primary":
-            assert primary.ctl("verify")["equal"]
-            other.wait_in_sync()
-    assert differences(nodes.one.data, nodes.two.data) == []
 
 
 @pytest.mark.parametrize("tls", [True, False])
@@ -41,7 +27,7 @@ def test_the_main_path(tls: bool) -> None:
         (one.data / "before").write_bytes(os.urandom(64 * MB))
         (two.data / "foreign").write_text("was here before the mirror")
         assert "--accept first" in one.refused("promote")
-        _begin(nodes)
+        begin(nodes)
         assert not (two.data / "foreign").exists()
 
         (one.data / "sub/deep").mkdir(parents=True)
@@ -49,7 +35,7 @@ def test_the_main_path(tls: bool) -> None:
         os.link(one.data / "sub/deep/file", one.data / "second-name")
         (one.data / "link").symlink_to("sub/deep")
         assert (two.data / "sub/deep/file").read_text() == "live"
-        _equal(nodes)
+        equal(nodes)
 
         one.kill()
         two.wait("alone", lambda status: not status["peer"]["connected"])
@@ -65,13 +51,13 @@ def test_the_main_path(tls: bool) -> None:
         two.wait_in_sync()
         moved = two.status()["last_resync"]["bytes_moved"]
         assert 0 < moved < MB, f"{moved} bytes travelled for one changed block of 64 MiB"
-        _equal(nodes)
+        equal(nodes)
 
         two.ctl("swap")
         one.wait("primary in sync", lambda status: status["role"] == "primary" and status["in_sync"])
         (one.data / "after").write_text("the swap")
         assert (two.data / "after").read_text() == "the swap"
-        _equal(nodes)
+        equal(nodes)
         for node in (one, two):
             node.ctl("stop")
         assert differences(one.data, two.data) == []
@@ -100,7 +86,7 @@ def _goes_on(node: MirrorNode, done: list[int]) -> None:
 def test_failback_while_the_application_writes() -> None:
     with TwoNodes("mfb") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         stop, done = threading.Event(), list[int]()
         writer = threading.Thread(target=_write_forever, args=(one.data, stop, done))
         writer.start()
@@ -115,13 +101,13 @@ def test_failback_while_the_application_writes() -> None:
         finally:
             stop.set()
             writer.join()
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_a_stale_copy_is_refused_and_a_split_is_shown_until_one_side_is_given_up() -> None:
     with TwoNodes("mst") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         one.kill()
         two.wait("alone", lambda status: not status["peer"]["connected"])
         two.ctl("promote")
@@ -148,7 +134,7 @@ def test_a_stale_copy_is_refused_and_a_split_is_shown_until_one_side_is_given_up
         one.wait_in_sync()
         assert not (two.data / "only-two").exists()
         assert (two.data / "only-one").read_text() == "forced"
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_a_half_synced_copy_is_refused() -> None:
@@ -165,13 +151,13 @@ def test_a_half_synced_copy_is_refused() -> None:
         one.ctl("start")
         one.ctl("promote")
         one.wait_in_sync()
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_a_cut_cable_leaves_one_primary_and_a_mended_one_makes_both_equal() -> None:
     with TwoNodes("mcc") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         nodes.cut()
         began = time.monotonic()
         (one.data / "held").write_text("until the arbiter has spoken")
@@ -181,7 +167,7 @@ def test_a_cut_cable_leaves_one_primary_and_a_mended_one_makes_both_equal() -> N
         nodes.mend()
         one.wait_in_sync()
         assert (two.data / "held").exists()
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_verify_names_what_differs_and_resync_mends_it() -> None:
@@ -189,7 +175,7 @@ def test_verify_names_what_differs_and_resync_mends_it() -> None:
         one, two = nodes.nodes
         (one.data / "file").write_text("right")
         (one.data / "other").write_text("same")
-        _begin(nodes)
+        begin(nodes)
         (two.data / "file").write_text("wrong")
         result = one.ctl("verify", code=3)
         assert [each["path"] for each in result["findings"]] == ["file"]
@@ -197,13 +183,13 @@ def test_verify_names_what_differs_and_resync_mends_it() -> None:
         one.ctl("resync", "--no-wait")
         one.wait("compared", lambda status: status["in_sync"] and (status["last_resync"] or {}).get("names", 0) >= 1)
         assert (two.data / "file").read_text() == "right"
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_a_directory_in_use_is_not_taken_away() -> None:
     with TwoNodes("muse") as nodes:
         one, _ = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         with (one.data / "open").open("w") as file:
             text = one.refused("demote")
             assert "in use by" in text
@@ -251,7 +237,7 @@ def _primary(nodes: TwoNodes) -> MirrorNode:
 def test_killed_at_any_moment_a_node_comes_back() -> None:
     """Either node dies in turn, in the midst of a resync too; the other serves on, and in the end both are equal."""
     with TwoNodes("mka") as nodes:
-        _begin(nodes)
+        begin(nodes)
         for number in range(4):
             primary = _primary(nodes)
             other = nodes.two if primary is nodes.one else nodes.one
@@ -265,13 +251,13 @@ def test_killed_at_any_moment_a_node_comes_back() -> None:
             primary.kill()
             primary.ctl("start")
             other.wait_in_sync()
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_the_operators_word_moves_a_mirror_without_a_third_machine() -> None:
     with TwoNodes("mop", arbiter="operator") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         one.kill()
         two.wait("alone", lambda status: not status["peer"]["connected"])
         two.ctl("promote")
@@ -280,7 +266,7 @@ def test_the_operators_word_moves_a_mirror_without_a_third_machine() -> None:
         two.wait_in_sync()
         two.ctl("swap")
         one.wait("primary in sync", lambda status: status["role"] == "primary" and status["in_sync"])
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_a_witness_decides_and_without_it_nothing_is_acknowledged_alone() -> None:
@@ -291,7 +277,7 @@ def test_a_witness_decides_and_without_it_nothing_is_acknowledged_alone() -> Non
         command += ["--keys", str(nodes.base / "keys/witness")]
         witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            _begin(nodes)
+            begin(nodes)
             two.kill()
             one.wait("alone", lambda status: status["gate"] == "alone")
             two.ctl("start")
@@ -309,7 +295,7 @@ def test_a_witness_decides_and_without_it_nothing_is_acknowledged_alone() -> Non
             assert not held.is_alive()
             two.ctl("start")
             one.wait_in_sync()
-            _equal(nodes)
+            equal(nodes)
         finally:
             witness.kill()
             witness.wait()

@@ -13,19 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes
+from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes, begin
 from tests.mirror.trees import differences
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 MB = 1 << 20
 IMAGE = "farmd.image"
-
-
-def _begin(nodes: TwoNodes) -> None:
-    nodes.one.ctl("promote", "--accept", "first")
-    nodes.one.wait_in_sync()
-    nodes.two.wait_in_sync()
 
 
 def _fail_over(nodes: TwoNodes) -> None:
@@ -50,7 +44,7 @@ def test_what_is_excluded_stays_on_its_node_through_a_whole_life() -> None:
             (node.data / "cache/own").write_text(f"of node {node.number}")
             (node.data / "own.tmp").write_text(f"of node {node.number}")
         (one.data / "before").write_text("replicated")
-        _begin(nodes)
+        begin(nodes)
         (one.data / "folder").mkdir()
         for name in ("live.tmp", "folder/deep.tmp", "cache/live", "folder/kept"):
             (one.data / name).write_text(name)
@@ -113,7 +107,7 @@ def _receiver(node: MirrorNode) -> Path:
 
 def test_the_secondary_receives_in_a_cage_and_a_new_primary_leaves_it() -> None:
     with TwoNodes("mcg") as nodes:
-        _begin(nodes)
+        begin(nodes)
         process = _receiver(nodes.two)
         status = process.joinpath("status").read_text()
         assert "NoNewPrivs:\t1" in status
@@ -165,7 +159,7 @@ def test_a_directory_that_is_a_mount_point() -> None:
     with _disk(nodes.one), _disk(nodes.two), nodes:
         one, two = nodes.nodes
         (one.data / "before").write_text("x")
-        _begin(nodes)
+        begin(nodes)
         (one.data / "live").write_bytes(os.urandom(MB))
         assert one.ctl("verify")["equal"]
         _fail_over(nodes)
@@ -193,7 +187,7 @@ def test_a_directory_that_is_a_mount_point() -> None:
 def test_an_image_through_failover_failback_and_swap() -> None:
     with TwoNodes("mig", "--image", "64M") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         (one.data / "sub").mkdir()
         (one.data / "sub/file").write_text("in the image")
         os.sync()
@@ -220,7 +214,7 @@ def test_an_image_through_failover_failback_and_swap() -> None:
 def test_a_forced_demotion_ends_who_is_in_an_image() -> None:
     with TwoNodes("mif", "--image", "32M") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         with (one.data / "open").open("wb", buffering=0) as file:
             file.write(b"before\n")
             os.fsync(file.fileno())
@@ -262,7 +256,7 @@ def test_what_an_fsync_in_the_image_acknowledged_is_there_after_a_kill() -> None
     kills = int(os.environ.get("FARMD_MIRROR_KILLS", "2"))
     ack = os.environ.get("FARMD_MIRROR_ACK", "strict")
     with TwoNodes("mik", "--image", "64M", "--ack", ack, tls=False) as nodes:
-        _begin(nodes)
+        begin(nodes)
         primary, other = nodes.one, nodes.two
         for number in range(kills):
             folder = primary.data / f"round-{number}"

@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.mirror.nodes import TwoNodes
+from tests.mirror.nodes import TwoNodes, begin
 from tests.mirror.trees import differences
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 MB = 1 << 20
-
-
-def _begin(nodes: TwoNodes) -> None:
-    nodes.one.ctl("promote", "--accept", "first")
-    nodes.one.wait_in_sync()
-    nodes.two.wait_in_sync()
 
 
 @contextmanager
@@ -67,7 +61,7 @@ def test_verify_under_load_names_what_differs_and_nothing_else_and_repair_mends_
             (one.data / "folder" / name).write_text(name)
         (one.data / "first").write_text("two names")
         os.link(one.data / "first", one.data / "second")
-        _begin(nodes)
+        begin(nodes)
         with _load(one.data) as done:
             for _ in range(3):
                 assert one.ctl("verify")["findings"] == [], "what was being written was called different"
@@ -105,7 +99,7 @@ def test_verify_under_load_names_what_differs_and_nothing_else_and_repair_mends_
 def test_verify_is_the_primarys_in_sync() -> None:
     with TwoNodes("mrp") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         assert "primary" in two.refused("verify")
         two.kill()
         one.wait("alone", lambda status: not status["peer"]["connected"])
@@ -155,7 +149,7 @@ def test_a_first_sync_from_a_restored_backup_moves_only_what_differs() -> None:
         (one.data / "f8").unlink()
         (one.data / "new").write_bytes(os.urandom(200_000))
         two.ctl("start")
-        _begin(nodes)
+        begin(nodes)
         moved = one.status()["last_resync"]["bytes_moved"]
         assert moved <= 65536 + 200_000 + 65536, f"{moved} bytes travelled"
         assert differences(one.data, two.data) == []
@@ -165,7 +159,7 @@ def test_diff_says_how_much_and_how_long_and_a_limit_counts() -> None:
     with TwoNodes("mrd") as nodes:
         one, two = nodes.nodes
         (one.data / "file").write_bytes(os.urandom(20 * MB))
-        _begin(nodes)
+        begin(nodes)
         with (two.data / "file").open("r+b") as file:
             file.write(os.urandom(10 * MB))
         found = one.ctl("diff")
