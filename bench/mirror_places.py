@@ -39,21 +39,6 @@ class Place:
 
 
 @contextmanager
-def uring_switch() -> Iterator[bool]:
-    """Switch the kernel's FUSE over io_uring on for a while. False: this kernel has none."""
-    switch = Path("/sys/module/fuse/parameters/enable_uring")
-    if not switch.exists():
-        yield False
-        return
-    before = switch.read_text()
-    switch.write_text("Y")
-    try:
-        yield True
-    finally:
-        switch.write_text(before)
-
-
-@contextmanager
 def disk(folder: Path, name: str, size: str) -> Iterator[Path]:
     """An ext4 of its own on a loop device."""
     image, point = folder / f"{name}.img", folder / name

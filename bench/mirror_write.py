@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.mirror_places import MIB, Place, credentials, disk, loopback, place, uring_switch
+from bench.mirror_places import MIB, Place, credentials, disk, loopback, place
 from bench.report import publish, table
 from tests.mirror.test_databases import as_postgres, postgres, postgres_programs
+from tests.mirror.uring import switched_on
 
 CASES = ["bare", "mounted alone", "strict", "barrier", "async", "strict, TLS", "strict, /dev/fuse"]
 DATABASE_CASES = ["bare", "mounted alone", "strict", "barrier", "strict, /dev/fuse"]
@@ -237,7 +238,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds: a try, not a figure")
     parser.add_argument("--only", choices=["writes", "pgbench", "links"], help="one of the three parts")
     arguments = parser.parse_args()
-    with uring_switch() as uring:
+    with switched_on() as uring:
         measure(arguments.quick, arguments.only, uring)
 
 

@@ -55,6 +55,7 @@ class LogPair:
     def start(self) -> None:
         """Mount, alone."""
         settings = {"backing": str(self.backing), "mount_point": str(self.mount), "confirm": True}
+        settings |= self.pair.settings
         self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
 
     def begin_fail_back(self, their_log: Cover | None = None) -> threading.Thread:

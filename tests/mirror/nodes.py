@@ -197,6 +197,7 @@ class TwoNodes:
         self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
         self._disks, self._peers, self._values = disks or {}, peers or {}, values
         self._disk = disk
+        self._witness: subprocess.Popen[bytes] | None = None
         self.base = Path(tempfile.mkdtemp(prefix=f"mirrord-{tag}-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self.base.chmod(0o755)
         self.one, self.two = (MirrorNode(number, self.base, tag) for number in (1, 2))
@@ -260,6 +261,20 @@ class TwoNodes:
             path = node.state / "m" / FILE
             path.write_text(json.dumps(json.loads(path.read_text()) | self._values))
 
+    def start_witness(self) -> None:
+        """The third machine, for `arbiter="witness:10.93.0.1:7900"`; here it lives in the first node's namespace."""
+        command = ["nsenter", f"--net=/run/netns/{self.one.netns}", sys.executable, "-m", "farmd.mirrord.witness"]
+        command += ["--listen", f"{self.one.address}:7900", "--folder", str(self.base / "witness")]
+        command += ["--keys", str(self.base / "keys/witness")]
+        self._witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def kill_witness(self) -> None:
+        """If it runs."""
+        if self._witness is not None:
+            self._witness.kill()
+            self._witness.wait()
+            self._witness = None
+
     def cut(self) -> None:
         """Pull the cable."""
         _run("ip", "-n", self.one.netns, "link", "set", f"{self.tag}v1", "down")
@@ -279,6 +294,7 @@ class TwoNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.kill_witness()
         for node in self.nodes:
             if node.pids():
                 node.kill()

@@ -11,9 +11,13 @@ import os
 import random
 import stat
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.mirror.pair import Pair
+from tests.mirror.trees import differences
 
 FOLDERS = [b"", b"sub", b"sub/deep", b"other", b"\xff\xfe raw"]
 NAMES = [b"a", b"b", b"c", b"d e", b"new\nline", b"\x80\x81", b"n" * 255, b"sub", b"deep", b"other", b"\xff\xfe raw"]
@@ -314,3 +318,25 @@ def prepare(root: Path) -> None:
         path = os.path.join(os.fsencode(root), folder)
         os.makedirs(path, exist_ok=True)
         os.chmod(path, 0o777)
+
+
+def compare_with_bare(pair: Pair, seed: int, count: int) -> None:
+    """`count` operations on the mirror and on a bare directory: the same results one by one, and equal trees."""
+    bare = pair.base / "bare"
+    bare.mkdir()
+    prepare(bare)
+    prepare(pair.mount)
+    planner, expected, found = Planner(seed), Actor(bare), Actor(pair.mount)
+    outcomes: Counter[bool] = Counter()
+    for number in range(count):
+        plan = planner.draw()
+        wanted, got = expected.act(plan), found.act(plan)
+        assert got == wanted, f"seed {seed}, operation {number}: {plan[0]} {str(plan[1])[:300]} by {plan[2]}"
+        outcomes[str(wanted).startswith(("errno", "not open"))] += 1
+    expected.close()
+    found.close()
+    pair.settle()
+
+    assert outcomes[False] > count // 5, "nearly everything failed: the comparison says little"
+    assert differences(bare, pair.mount, times=False) == []
+    assert differences(pair.backing, pair.copy) == []

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from farmd.mirror.engine import MESSAGE_BYTES
+from tests.mirror.uring import WANTED
 
 DEADLINE_S = 60.0
 
@@ -113,7 +114,7 @@ class Pair:
         self.copy = (copies or self.base) / "copy"
         for each in (self.backing, self.mount, self.copy):
             each.mkdir()
-        self.settings = settings
+        self.settings = {"uring": WANTED} | settings
         self.session = 100
         self.primary = EngineProcess()
         self.secondary = EngineProcess()

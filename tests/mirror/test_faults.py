@@ -8,8 +8,6 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -292,15 +290,9 @@ def test_a_frozen_peer_holds_the_application_up_no_longer_than_is_configured() -
 def test_without_peer_and_arbiter_operations_fail_in_time_and_status_says_why() -> None:
     with TwoNodes("fna", arbiter="witness:10.93.0.1:7900", peer_timeout_s=2.0, hold_s=4.0) as nodes:
         one, two = nodes.nodes
-        command = ["nsenter", f"--net=/run/netns/{one.netns}", sys.executable, "-m", "farmd.mirrord.witness"]
-        command += ["--listen", "10.93.0.1:7900", "--folder", str(nodes.base / "witness")]
-        command += ["--keys", str(nodes.base / "keys/witness")]
-        witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            begin(nodes)
-        finally:
-            witness.kill()
-            witness.wait()
+        nodes.start_witness()
+        begin(nodes)
+        nodes.kill_witness()
         with writing(one) as writer:
             writer.goes_on()
             nodes.cut()
@@ -309,15 +301,11 @@ def test_without_peer_and_arbiter_operations_fail_in_time_and_status_says_why() 
             assert time.monotonic() - began < 30
         status = one.wait("told of it", lambda status: "nor the arbiter answered" in str(status["events"]))
         assert "witness" in status["trouble"]
-        witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            nodes.mend()
-            until("one can be promoted", lambda: _can_lead(two))
-            assert lines(two.data) >= writer.acknowledged
-            equal(nodes, two)
-        finally:
-            witness.kill()
-            witness.wait()
+        nodes.start_witness()
+        nodes.mend()
+        until("one can be promoted", lambda: _can_lead(two))
+        assert lines(two.data) >= writer.acknowledged
+        equal(nodes, two)
 
 
 @pytest.mark.parametrize("tls", [True, False])

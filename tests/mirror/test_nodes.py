@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -272,30 +270,22 @@ def test_the_operators_word_moves_a_mirror_without_a_third_machine() -> None:
 def test_a_witness_decides_and_without_it_nothing_is_acknowledged_alone() -> None:
     with TwoNodes("mwi", arbiter="witness:10.93.0.1:7900") as nodes:
         one, two = nodes.nodes
-        command = ["nsenter", f"--net=/run/netns/{one.netns}", sys.executable, "-m", "farmd.mirrord.witness"]
-        command += ["--listen", "10.93.0.1:7900", "--folder", str(nodes.base / "witness")]
-        command += ["--keys", str(nodes.base / "keys/witness")]
-        witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            begin(nodes)
-            two.kill()
-            one.wait("alone", lambda status: status["gate"] == "alone")
-            two.ctl("start")
-            one.wait_in_sync()
+        nodes.start_witness()
+        begin(nodes)
+        two.kill()
+        one.wait("alone", lambda status: status["gate"] == "alone")
+        two.ctl("start")
+        one.wait_in_sync()
 
-            witness.kill()
-            witness.wait()
-            two.kill()
-            held = threading.Thread(target=(one.data / "held").write_text, args=("until somebody decides",))
-            held.start()
-            one.wait("holding", lambda status: "the arbiter has not answered" in status["why"])
-            assert held.is_alive(), "a write was acknowledged although neither peer nor arbiter has it"
-            witness = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            held.join(60)
-            assert not held.is_alive()
-            two.ctl("start")
-            one.wait_in_sync()
-            equal(nodes)
-        finally:
-            witness.kill()
-            witness.wait()
+        nodes.kill_witness()
+        two.kill()
+        held = threading.Thread(target=(one.data / "held").write_text, args=("until somebody decides",))
+        held.start()
+        one.wait("holding", lambda status: "the arbiter has not answered" in status["why"])
+        assert held.is_alive(), "a write was acknowledged although neither peer nor arbiter has it"
+        nodes.start_witness()
+        held.join(60)
+        assert not held.is_alive()
+        two.ctl("start")
+        one.wait_in_sync()
+        equal(nodes)

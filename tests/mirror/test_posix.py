@@ -9,12 +9,11 @@ import os
 import resource
 import subprocess
 import threading
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from tests.mirror.operations import Actor, Planner, name_fd, prepare
+from tests.mirror.operations import compare_with_bare, name_fd
 from tests.mirror.pair import EngineError, Pair
 from tests.mirror.trees import differences
 
@@ -34,25 +33,8 @@ def _pair() -> Iterator[Pair]:
 @pytest.mark.parametrize("ack", ["strict", "barrier"])
 def test_random_operations_go_as_on_a_bare_directory(seed: int, ack: str) -> None:
     with Pair(ack=ack) as pair:
-        bare = pair.base / "bare"
-        bare.mkdir()
         pair.join()
-        prepare(bare)
-        prepare(pair.mount)
-        planner, expected, found = Planner(seed), Actor(bare), Actor(pair.mount)
-        outcomes: Counter[bool] = Counter()
-        for number in range(OPERATIONS):
-            plan = planner.draw()
-            wanted, got = expected.act(plan), found.act(plan)
-            assert got == wanted, f"seed {seed}, operation {number}: {plan[0]} {str(plan[1])[:300]} by {plan[2]}"
-            outcomes[str(wanted).startswith(("errno", "not open"))] += 1
-        expected.close()
-        found.close()
-        pair.settle()
-
-        assert outcomes[False] > OPERATIONS // 5, "nearly everything failed: the comparison says little"
-        assert differences(bare, pair.mount, times=False) == []
-        assert differences(pair.backing, pair.copy) == []
+        compare_with_bare(pair, seed, OPERATIONS)
 
 
 def test_stores_through_a_shared_mapping_reach_the_copy(pair: Pair) -> None:

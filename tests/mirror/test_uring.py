@@ -9,53 +9,39 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.mirror.operations import Actor, Planner, prepare
+from tests.mirror.operations import compare_with_bare
 from tests.mirror.pair import DEADLINE_S, Pair
 from tests.mirror.trees import differences
+from tests.mirror.uring import switched_on
 
 pytestmark = pytest.mark.root
 
-SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
+
+@pytest.fixture(name="is_on", autouse=True)
+def _is_on() -> Iterator[bool]:
+    with switched_on() as is_on:
+        yield is_on
 
 
-@pytest.fixture(name="switched_on", autouse=True)
-def _switched_on() -> Iterator[bool]:
-    """The kernel's switch, on as long as the test runs. Before 6.14 there is none, and /dev/fuse serves all."""
-    if not SWITCH.exists():
-        yield False
-        return
-    before = SWITCH.read_text()
-    SWITCH.write_text("Y")
-    yield True
-    SWITCH.write_text(before)
+def uring_pair(**settings: Any) -> Pair:
+    """Over io_uring, if the kernel has it; else /dev/fuse serves all."""
+    return Pair(uring=True, **settings)
 
 
 @pytest.mark.parametrize("uring", [True, False])
-def test_random_operations_go_as_on_a_bare_directory(switched_on: bool, uring: bool) -> None:
+def test_random_operations_go_as_on_a_bare_directory(is_on: bool, uring: bool) -> None:
     with Pair(uring=uring) as pair:
-        bare = pair.base / "bare"
-        bare.mkdir()
         pair.join()
-        prepare(bare)
-        prepare(pair.mount)
-        planner, expected, found = Planner(77), Actor(bare), Actor(pair.mount)
-        for number in range(1000):
-            plan = planner.draw()
-            assert found.act(plan) == expected.act(plan), f"operation {number}: {plan[0]} {str(plan[1])[:300]}"
-        expected.close()
-        found.close()
-        pair.settle()
-
-        assert pair.primary.do("stats")["stats"]["uring"] == (switched_on and uring)
-        assert differences(bare, pair.mount, times=False) == []
-        assert differences(pair.backing, pair.copy) == []
+        compare_with_bare(pair, seed=77, count=1000)
+        assert pair.primary.do("stats")["stats"]["uring"] == (is_on and uring)
 
 
-def test_large_writes_and_reads_of_any_alignment(switched_on: bool) -> None:
-    with Pair() as pair:
+def test_large_writes_and_reads_of_any_alignment() -> None:
+    with uring_pair() as pair:
         pair.join()
         data = os.urandom(5_000_003)
         with (pair.mount / "large").open("w+b", buffering=0) as file:
@@ -70,7 +56,7 @@ def test_large_writes_and_reads_of_any_alignment(switched_on: bool) -> None:
 
 def test_cold_files_are_read_whole() -> None:
     """Not in the page cache: the pool reads, and files shorter than what the kernel asks for end where they end."""
-    with Pair() as pair:
+    with uring_pair() as pair:
         sizes = [0, 1, 4095, 4096, 4097, 131_071, 3_000_001]
         written = {size: os.urandom(size) for size in sizes}
         for size, data in written.items():
@@ -101,7 +87,7 @@ def _write(path: Path) -> threading.Thread:
 
 
 def test_reads_go_on_while_changes_are_held_back() -> None:
-    with Pair() as pair:
+    with uring_pair() as pair:
         pair.join()
         for name in ("before", *"0123"):
             (pair.mount / name).write_bytes(b"here")
@@ -120,7 +106,7 @@ def test_reads_go_on_while_changes_are_held_back() -> None:
 
 
 def test_reads_go_on_while_a_change_waits_for_its_confirmation() -> None:
-    with Pair(confirm=True) as pair:
+    with uring_pair(confirm=True) as pair:
         for name in ("before", "changed"):
             (pair.backing / name).write_bytes(b"here")
         writer = _write(pair.mount / "changed")
@@ -136,7 +122,7 @@ def test_reads_go_on_while_a_change_waits_for_its_confirmation() -> None:
 
 
 def test_more_waiting_operations_than_places_of_a_ring_are_all_answered() -> None:
-    with Pair() as pair:
+    with uring_pair() as pair:
         pair.join()
         _stop(pair.secondary.process.pid)
         writers = [_write(pair.mount / f"new-{number}") for number in range(200)]
@@ -152,7 +138,7 @@ def test_more_waiting_operations_than_places_of_a_ring_are_all_answered() -> Non
 
 def test_without_waiting_the_lag_is_shown_and_bounded() -> None:
     bound, size = 4 << 20, 1 << 20
-    with Pair(ack="async", lag_bytes=bound, peer_ms=600_000) as pair:
+    with uring_pair(ack="async", lag_bytes=bound, peer_ms=600_000) as pair:
         pair.join()
         with (pair.mount / "file").open("wb", buffering=0) as file:
             _stop(pair.secondary.process.pid)
@@ -185,7 +171,7 @@ def test_without_waiting_the_lag_is_shown_and_bounded() -> None:
 
 
 def test_a_killed_engine_fails_those_who_wait() -> None:
-    with Pair() as pair:
+    with uring_pair() as pair:
         pair.join()
         _stop(pair.secondary.process.pid)
         errors: list[int | None] = []
