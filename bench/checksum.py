@@ -24,18 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.link import SOURCE, SOURCE_IP, TARGET, inside, link
 from bench.report import publish, table
 
 BLOCK = 65536
 PER_FOLDER = 100
-SOURCE_NS, TARGET_NS = "checksum-bench-s", "checksum-bench-t"
-SOURCE_IP, TARGET_IP = "10.91.0.1", "10.91.0.2"
 GOALS = {"big file": 6.0, "quick pass": 2.5, "contents pass": 2.0}
 """How many times faster than rsync."""
 
@@ -47,11 +45,6 @@ class Took:
     command_s: float
     engine_s: float
     cpu_s: float
-
-
-def inside(namespace: str | None, words: list[str]) -> list[str]:
-    """The command, in a network namespace."""
-    return ["ip", "netns", "exec", namespace, *words] if namespace else words
 
 
 def measured(words: list[str]) -> tuple[float, float, str]:
@@ -90,12 +83,12 @@ class Place:
         """Ours, from one namespace to the other."""
         base = [sys.executable, "-m", "farmd.mirror.checksum"]
         serve = [*base, "serve", str(self.source), "--listen", f"{SOURCE_IP}:7800", "--threads", str(self.threads)]
-        server = subprocess.Popen(inside(SOURCE_NS, serve), stderr=subprocess.PIPE)
+        server = subprocess.Popen(inside(SOURCE, serve), stderr=subprocess.PIPE)
         assert server.stderr is not None
         server.stderr.readline()  # it listens
         pull = [*base, "sync", f"tcp://{SOURCE_IP}:7800", str(self.ours), "--json", "--threads", str(self.threads)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds, _, said = measured(inside(TARGET_NS, pull))
+        seconds, _, said = measured(inside(TARGET, pull))
         server.wait(30)
         server.stderr.close()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -105,41 +98,13 @@ class Place:
     def rsync_over_link(self) -> Took:
         """`rsync --inplace` from its daemon; the daemon's own CPU is not in its figure."""
         pull = ["rsync", "-a", "--inplace", "--no-whole-file", f"rsync://{SOURCE_IP}/source/", f"{self.theirs}/"]
-        seconds, cpu, _ = measured(inside(TARGET_NS, pull))
+        seconds, cpu, _ = measured(inside(TARGET, pull))
         return Took(seconds, seconds, cpu)
 
     def check(self) -> None:
         """Both targets must equal the source, or no figure counts."""
         for target in (self.ours, self.theirs):
             subprocess.run(["diff", "-rq", "--no-dereference", str(self.source), str(target)], check=True)
-
-
-@contextmanager
-def link(source: Path, folder: Path) -> Iterator[None]:
-    """Two namespaces, 10 Gb/s between them, rsync's daemon in the source's."""
-    config = folder / "rsyncd.conf"
-    config.write_text(f"use chroot = no\nuid = root\ngid = root\n[source]\npath = {source}\n")
-    for namespace in (SOURCE_NS, TARGET_NS):
-        subprocess.run(["ip", "netns", "add", namespace], check=True)
-    daemon = None
-    try:
-        pair = ["ip", "link", "add", "cs-s", "netns", SOURCE_NS, "type", "veth", "peer", "name", "cs-t"]
-        subprocess.run([*pair, "netns", TARGET_NS], check=True)
-        for namespace, device, address in ((SOURCE_NS, "cs-s", SOURCE_IP), (TARGET_NS, "cs-t", TARGET_IP)):
-            subprocess.run(["ip", "-n", namespace, "address", "add", f"{address}/24", "dev", device], check=True)
-            subprocess.run(["ip", "-n", namespace, "link", "set", device, "up"], check=True)
-            shape = ["tbf", "rate", "10gbit", "burst", "2mb", "latency", "20ms"]
-            subprocess.run(["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *shape], check=True)
-        serve = ["rsync", "--daemon", "--no-detach", "--port=873", f"--config={config}"]
-        daemon = subprocess.Popen(inside(SOURCE_NS, serve))
-        time.sleep(1)
-        yield
-    finally:
-        if daemon:
-            daemon.terminate()
-            daemon.wait(10)
-        for namespace in (SOURCE_NS, TARGET_NS):
-            subprocess.run(["ip", "netns", "delete", namespace], check=False)
 
 
 def make_big(path: Path, megabytes: int) -> None:
@@ -256,7 +221,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     figures["hash_gb_s_per_core_mapped"] = hash_speed(big.source / "big", arguments.rounds, mapped=True)
     for target in (big.ours, big.theirs):
         shutil.copy2(big.source / "big", target / "big")
-    with link(big.source, folder):
+    with link(10, big.source, folder):
 
         def change() -> None:
             change_blocks(big.source / "big", chance)

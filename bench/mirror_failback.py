@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.link import SOURCE, SOURCE_IP, TARGET, TARGET_IP, inside, link
 from bench.report import publish, table
 from farmd.mirror.handles import sync_file_system
 from tests.mirror.logpair import LogPair
@@ -35,37 +36,7 @@ from tests.mirror.logpair import LogPair
 BLOCK = 65_536
 PER_FOLDER = 100
 CHANGED = 200
-SOURCE, TARGET = "failback-bench-s", "failback-bench-t"
-SOURCE_IP, TARGET_IP = "10.92.0.1", "10.92.0.2"
 _NEWNET = 0x40000000
-
-
-@contextmanager
-def link(gbit: int, served: Path, folder: Path) -> Iterator[None]:
-    """Two namespaces with a shaped link between them, and rsync's daemon for `served` in the source's."""
-    config = folder / "rsyncd.conf"
-    config.write_text(f"use chroot = no\nuid = root\ngid = root\n[source]\npath = {served}\n")
-    daemon = None
-    try:
-        for namespace in (SOURCE, TARGET):
-            subprocess.run(["ip", "netns", "add", namespace], check=True)
-        pair = ["ip", "link", "add", "fb-s", "netns", SOURCE, "type", "veth", "peer", "name", "fb-t", "netns", TARGET]
-        subprocess.run(pair, check=True)
-        for namespace, device, address in ((SOURCE, "fb-s", SOURCE_IP), (TARGET, "fb-t", TARGET_IP)):
-            subprocess.run(["ip", "-n", namespace, "address", "add", f"{address}/24", "dev", device], check=True)
-            subprocess.run(["ip", "-n", namespace, "link", "set", device, "up"], check=True)
-            shape = ["tbf", "rate", f"{gbit}gbit", "burst", "2mb", "latency", "20ms"]
-            subprocess.run(["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *shape], check=True)
-        serve = ["rsync", "--daemon", "--no-detach", "--port=873", f"--config={config}"]
-        daemon = subprocess.Popen(["ip", "netns", "exec", SOURCE, *serve])
-        time.sleep(1)
-        yield
-    finally:
-        if daemon:
-            daemon.terminate()
-            daemon.wait(10)
-        for namespace in (SOURCE, TARGET):
-            subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
 
 
 def socket_in(namespace: str) -> socket.socket:
@@ -132,8 +103,15 @@ def pull(theirs: Path) -> float:
     """Seconds of rsync for the same."""
     words = ["rsync", "-a", "--inplace", "--no-whole-file", f"rsync://{SOURCE_IP}/source/", f"{theirs}/"]
     since = time.monotonic()
-    subprocess.run(["ip", "netns", "exec", TARGET, *words], check=True)
+    subprocess.run(inside(TARGET, words), check=True)
     return time.monotonic() - since
+
+
+def peak_mb(pair: LogPair) -> float:
+    """The most memory that a process of the mirror had: the primary's data path, or this one, which is the target."""
+    processes = ("self", str(pair.primary.process.pid))
+    texts = [Path(f"/proc/{each}/status").read_text() for each in processes]
+    return round(max(int(text.partition("VmHWM:")[2].split()[0]) for text in texts) / 1024, 1)
 
 
 def duel(pair: LogPair, theirs: Path, rounds: int, change: Callable[[], int]) -> dict[str, Any]:
@@ -156,13 +134,17 @@ def duel(pair: LogPair, theirs: Path, rounds: int, change: Callable[[], int]) ->
             series["rsync_s"].append(pull(theirs))
     finally:
         os.close(copy)
-    return {name: round(statistics.median(values), 4) for name, values in series.items()} | {"bytes": changed}
+    medians: dict[str, Any] = {name: round(statistics.median(values), 4) for name, values in series.items()}
+    return medians | {"bytes": changed, "peak_mb": peak_mb(pair)}
 
 
 def compare(pair: LogPair, theirs: Path) -> None:
     """All three trees must be equal, or no figure counts."""
-    for target in (pair.copy, theirs):
-        subprocess.run(["diff", "-rq", "--no-dereference", str(pair.backing), str(target)], check=True)
+    words = ["diff", "-rq", "--no-dereference", str(pair.backing)]
+    running = [subprocess.Popen([*words, str(target)]) for target in (pair.copy, theirs)]
+    states = [one.wait() for one in running]
+    if any(states):
+        raise SystemExit("the trees differ")
 
 
 @contextmanager
@@ -224,8 +206,10 @@ def main() -> int:
     for one in cases:
         times = [one[name] for name in ("failback_s", "held_s", "durable_s", "rsync_s")]
         faster, wire_s = round(times[3] / times[0], 1), round(one["bytes"] * 8 / one["gbit"] / 1e9, 4)
-        rows.append([one["case"], f"{one['gbit']} Gb/s", *times, faster, wire_s])
-    print(table(["", "link", "failback s", "held s", "durable s", "rsync s", "times faster", "wire s"], rows))
+        rows.append([one["case"], f"{one['gbit']} Gb/s", *times, faster, wire_s, one["peak_mb"]])
+    print(
+        table(["", "link", "failback s", "held s", "durable s", "rsync s", "times faster", "wire s", "peak MB"], rows)
+    )
     print(publish("mirror-failback", {"sizes": vars(arguments) | {"folder": str(arguments.folder)}, "cases": cases}))
     return 0
 
