@@ -200,7 +200,7 @@ def test_a_directory_in_use_is_not_taken_away() -> None:
 def test_an_empty_directory_in_its_place_is_not_taken_for_the_copy() -> None:
     with TwoNodes("mid") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         (one.data / "precious").write_text("only here and there")
         two.ctl("stop")
         kept = two.data.rename(two.data.with_name("kept"))
@@ -212,7 +212,7 @@ def test_an_empty_directory_in_its_place_is_not_taken_for_the_copy() -> None:
         kept.rename(two.data)
         two.ctl("start")
         one.wait_in_sync()
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_a_node_with_other_keys_is_refused() -> None:
