@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from tests.mirror.campaign import Part
+from tests.mirror.campaign import Part, parts
 from tests.mirror.killing import Tally
 from tests.mirror.servers import DATABASES
 
@@ -39,3 +39,13 @@ def test_no_acknowledged_commit_is_lost(database: str) -> None:
 def test_commits_are_lost_when_fsync_does_not_wait() -> None:
     """Otherwise the test above could not see any loss."""
     assert run("sqlite", 2, control=True).lost > 0
+
+
+def test_the_kills_are_shared_out_and_each_database_gets_its_part() -> None:
+    shares = parts(list(DATABASES), 1001, SEED, jobs=4)
+    assert sum(part.kills for part in shares) == 1001
+    assert max(part.kills for part in shares) <= 50
+    assert len({part.seed for part in shares}) == len(shares)
+    assert {part.database for part in shares[: len(DATABASES)]} == set(DATABASES)
+    assert [part.kills for part in parts(["sqlite"], 3, SEED, jobs=4)] == [3]
+    assert [part.kills for part in parts(["sqlite"], 8, SEED, jobs=4)] == [2, 2, 2, 2]
