@@ -64,7 +64,7 @@ class Sender:
         self._places = Places(root, batch.names)
         self._done: set[bytes] = set()
         self._folders: set[bytes] = set()
-        self._linked: dict[int, tuple[int, set[bytes]]] = {}
+        self._linked: dict[tuple[int, int], tuple[int, set[bytes]]] = {}
         self._asks: deque[_Ask] = deque()
         self.again = Wanted()
         """What was in motion, for the next round."""
@@ -210,6 +210,8 @@ class Sender:
         self.files += 1
 
     def _folder_attributes(self, path: bytes) -> None:
+        if not path and handles.has_parts(self._root):
+            return  # nobody's directory
         try:
             fd = handles.open_below(self._root, path, os.O_PATH)
         except OSError as error:
@@ -244,9 +246,10 @@ class Sender:
             os.close(fd)
 
     def _note_link(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        _, paths = self._linked.setdefault(st.st_ino, (st.st_nlink, set()))
+        part = handles.part_of(self._root, path)
+        _, paths = self._linked.setdefault((part, st.st_ino), (st.st_nlink, set()))
         paths.add(path)
-        if (named := self._places.named(handles.of(fd), st)) is not None:
+        if (named := self._places.named(handles.of(fd, part), st)) is not None:
             paths.add(named)
 
     def _links(self) -> None:

@@ -33,7 +33,7 @@ def test_what_is_created_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     config = load(tmp_path / "state/db")
     assert config.exclude == ("*.tmp", "/cache")
-    assert not config.own_mount
+    assert not config.directories[0].own_mount
     assert json.loads(out)["data"]["directories"][0]["exclude"] == ["*.tmp", "/cache"]
 
 
