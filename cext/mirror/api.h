@@ -163,8 +163,8 @@ struct confine_config {
 	const char *readable; // paths that the process goes on seeing, read-only, one a line
 };
 
-// One root over several directories (../parts.h): `names[i]` in it is `directories[i]`. A descriptor, which must stay
-// open as long as the root is used, or -errno.
+// One root over several directories (../parts.h): `names[i]` in it is `directories[i]`. An O_PATH descriptor, which
+// must stay open as long as the root is used, or -errno.
 int mirror_compose(const char *const *names, const int *directories, int count, char *error, int error_size);
 
 // Before the process applies anything that a peer sends, and while it has one thread: see confine.c. 0 or -errno; after

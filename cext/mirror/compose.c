@@ -99,10 +99,14 @@ int mirror_compose(const char *const *names, const int *directories, int count, 
 		all.result = all.mounts[all.count] = take_mount(directories[all.count]);
 	if (all.result >= 0 && all.count < count)
 		all.result = -E2BIG;
-	if (all.result >= 0)
-		all.result = -pthread_create(&thread, NULL, compose, &all);
-	if (all.result >= 0)
-		pthread_join(thread, NULL);
+	if (all.result >= 0) {
+		int code = pthread_create(&thread, NULL, compose, &all);
+
+		if (code)
+			all.result = -code;
+		else
+			pthread_join(thread, NULL);
+	}
 	for (int i = 0; i < all.count; i++)
 		close(all.mounts[i]);
 	if (all.result < 0)

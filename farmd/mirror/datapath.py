@@ -303,7 +303,7 @@ class WriteThrough:
 
 
 def compose(names: list[str], directories: list[int]) -> int:
-    """One root over several open directories, mounted nowhere; it is there until the descriptor is closed.
+    """A descriptor of one root over several open directories, mounted nowhere; it is there as long as this process.
 
     Raises DataPathError.
     """
@@ -315,7 +315,7 @@ def compose(names: list[str], directories: list[int]) -> int:
         cause = ffi.string(error).decode(errors="replace")
         step = "Several directories need root and Linux 5.12 or newer; containers must allow mount namespaces"
         raise DataPathError("the mirror's directories", cause, step)
-    return int(fd)
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 class Tls:

@@ -29,6 +29,8 @@ _ASK_BYTES = 64 << 20
 _ASKS = 4
 """So many answers fit into any socket buffer: neither side ever waits for the other to read."""
 _ZEROS = bytes(CHUNK_BYTES)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""There is no such path: what was a directory may be a symlink now."""
 
 
 @dataclass(slots=True)
@@ -141,7 +143,7 @@ class Sender:
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _GONE:
                 raise
             self._link.send(Op.REMOVE, {"p": path.hex()})
             return
@@ -194,7 +196,7 @@ class Sender:
         try:
             fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _GONE:
                 raise
             return None
         try:
@@ -215,7 +217,7 @@ class Sender:
         try:
             fd = handles.open_below(self._root, path, os.O_PATH)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _GONE:
                 raise
             return  # it went while we went; its own line comes
         try:
@@ -365,7 +367,7 @@ class Sender:
             try:
                 fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):
+                if error.errno in (*_GONE, errno.ENXIO):
                     return
                 raise
             st = os.fstat(fd)
