@@ -177,7 +177,7 @@ def test_a_promotion_that_cannot_mount_all_directories_mounts_none() -> None:
         away.rename(one.wal)
         one.wait("not primary", lambda status: status["role"] != "primary")
         one.ctl("promote")
-        one.wait("primary", lambda status: status["role"] == "primary")
+        one.wait_in_sync()
         assert _mounted(one) == [True, True]
         (one.wal / "file").write_text("x")
         assert (two.wal / "file").read_text() == "x"
