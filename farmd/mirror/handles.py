@@ -57,8 +57,8 @@ def part_of(root: int, path: bytes) -> int:
     return names.index(name) + 1 if name in names else 0
 
 
-def _open_part(root: int, name: bytes) -> int:
-    """The one step that may lead onto another mount."""
+def open_part(root: int, name: bytes) -> int:
+    """A directory of such a root: the one step that may lead onto another mount. Raises OSError."""
     return _openat2(root, name, os.O_RDONLY | os.O_DIRECTORY, 0, _CONFINED & ~_NO_XDEV)
 
 
@@ -81,7 +81,7 @@ def open_by(root: int, handle: bytes, flags: int) -> int:
     names = parts(root)
     if part > len(names):
         raise OSError(errno.ESTALE, "the mirror has no such directory")
-    mount = _open_part(root, names[part - 1])
+    mount = open_part(root, names[part - 1])
     try:
         return _open_by(mount, kind & (1 << _PART_SHIFT) - 1, handle[_TYPE.size :], flags)
     finally:
@@ -109,7 +109,7 @@ def open_below(root: int, path: bytes, flags: int, mode: int = 0) -> int:
         if error.errno != errno.EXDEV or not has_parts(root):
             raise
     name, _, rest = path.partition(b"/")
-    part = _open_part(root, name)
+    part = open_part(root, name)
     try:
         return _openat2(part, rest or b".", flags, mode, _CONFINED)
     finally:
@@ -139,7 +139,7 @@ def _error() -> OSError:
 def sync_file_system(fd: int) -> None:
     """syncfs(2): all that was written to the file system of `fd`, or of its parts, is durable. Raises OSError."""
     for name in parts(fd) or [b"."]:
-        part = _open_part(fd, name)
+        part = open_part(fd, name)
         try:
             if _libc.syncfs(part):
                 raise _error()

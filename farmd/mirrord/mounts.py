@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from farmd.mirror import handles
 from farmd.mirror.datapath import compose
 from farmd.mirror.spread import remove_dead, top
 from farmd.model import mirrorfile
@@ -44,6 +47,18 @@ def open_root(config: MirrorConfig, folder: Path) -> int:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def opened(config: MirrorConfig, root: int) -> Iterator[dict[str, int]]:
+    """The directories below `root`, by path. Raises OSError."""
+    names = [os.fsencode(each.name) or b"." for each in config.directories]
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for each, name in zip(config.directories, names, strict=True):
+            found[each.path] = handles.open_part(root, name)
+            stack.callback(os.close, found[each.path])
+        yield found
 
 
 def _open(path: Path) -> int:

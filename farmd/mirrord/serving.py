@@ -83,6 +83,7 @@ class Serving:
             await engine.do("mount", settings=settings, log=log)
         except FarmError:
             await engine.end()
+            mounts.clear(self._config, self._folder)  # it may have died between two of several directories
             raise
         self._engine, self._mounted = engine, True
         if self._image is not None:

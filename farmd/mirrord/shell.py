@@ -112,7 +112,8 @@ class Shell:
         self._records = disk.records(self.folder)
         self._record = disk.RecordFile(self.folder / "record")
         is_part = self._record.record is not None and self._record.record.generation != BLANK
-        identity.check(self.folder, {config.directory: self.root}, is_part=is_part)
+        with mounts.opened(config, self.root) as directories:
+            identity.check(self.folder, directories, is_part=is_part)
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         self.logbook = Logbook(self.folder, self.mirror)

@@ -231,7 +231,8 @@ class Campaign:
             if len(self._database.rows(number)) != self._safe[number]:
                 raise Lost(f"rows of client {number} were there and are not any more")
         self._database.stop()
-        if not self._primary.ctl("verify")["equal"] or differences(self._nodes.one.data, self._nodes.two.data):
+        copies = zip(self._nodes.one.directories, self._nodes.two.directories, strict=True)
+        if not self._primary.ctl("verify")["equal"] or any(differences(one, two) for one, two in copies):
             raise Lost("the copies differ")
 
 
@@ -240,10 +241,13 @@ def run(database: str, kills: int, seed: int, control: bool = False) -> Tally:
     kinds = ("cable",) if control else KINDS
     options = ("--ack", "async") if control else ()
     tag = f"c{os.getpid() % 100_000}"
-    with TwoNodes(tag, *options, disks={1: "1G", 2: "1G"}, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
+    second, disks = DATABASES[database].second, {1: "1G", 2: "1G"}
+    with TwoNodes(tag, *options, disks=disks, second=second, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
         scratch = nodes.base / "scratch"
         scratch.mkdir()
-        campaign = Campaign(DATABASES[database](scratch), nodes, random.Random(f"{seed} {database}"), kinds)
+        server = DATABASES[database](scratch)
+        server.wal_of = {node.data: node.wal for node in nodes.nodes}
+        campaign = Campaign(server, nodes, random.Random(f"{seed} {database}"), kinds)
         try:
             tally = campaign.run(kills)
         finally:
