@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Raw = Answer[dict[str, Any]]
 
 T = TypeVar("T")
-_app = typer.Typer(help="A directory replicated between two nodes. Needs root.", rich_markup_mode=None)
+_app = typer.Typer(help="Directories replicated between two nodes. Needs root.", rich_markup_mode=None)
 _POLL_S = 0.2
 _START_S = 20.0
 _ORDER_S = 60.0

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_a_whole_life(second: str) -> None:
 
 
 def test_the_directories_are_two_file_systems_to_programs() -> None:
-    with TwoNodes("mdf", second="tmpfs") as nodes:
+    with TwoNodes("mdf", second="ext4", disks={1: "256M", 2: "256M"}) as nodes:
         one, two = nodes.nodes
         _begin(nodes)
         (one.data / "file").write_bytes(os.urandom(MB))
@@ -194,10 +195,22 @@ def test_a_directory_in_use_keeps_all_of_them() -> None:
             file.flush()
             assert (two.wal / "open").read_text() == "still replicated"
         with (one.wal / "open").open("w") as file:
-            one.ctl("demote", "--force")
+            order = threading.Thread(target=one.ctl, args=("demote", "--force"))
+            order.start()
+            _never_some_for_long(one, order)
+            order.join()
             assert _mounted(one) == [False, False]
             with pytest.raises(OSError, match=r"connected|Input"):
                 os.write(file.fileno(), b"into the void")
+
+
+def _never_some_for_long(node: MirrorNode, order: threading.Thread) -> None:
+    """While the order waits for a program, ten seconds, it must not take away those directories that nobody uses."""
+    some = 0
+    while order.is_alive():
+        some = some + 1 if len(set(_mounted(node))) > 1 else 0
+        assert some < 40, "two seconds with one directory mounted and another bare"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("who", ["mirrord", "data path", "both"])

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,7 +55,12 @@ def test_it_holds_the_directories_and_nobody_can_write_it(disks: list[Path]) -> 
     assert Path("/proc/self/mountinfo").read_text() == before, "it must be mounted nowhere"
     assert handles.has_parts(root)
     assert handles.parts(root) == [b"data", b"wal"]
-    for call in (lambda: os.mkdir("new", dir_fd=root), lambda: os.utime(root), lambda: os.chmod(root, 0o777)):
+    calls: list[Callable[[], None]] = [
+        lambda: os.mkdir("new", dir_fd=root),
+        lambda: os.utime(root),
+        lambda: os.chmod(root, 0o777),
+    ]
+    for call in calls:
         with pytest.raises(OSError, match="Read-only") as caught:
             call()
         assert caught.value.errno == errno.EROFS
@@ -142,8 +147,9 @@ def _compare(
         for end in ends:
             end.shutdown(socket.SHUT_RDWR)
         thread.join()
-        for each in (*runs, *ends):
-            each.close()
+        for run, sock in zip(runs, ends, strict=True):
+            run.close()
+            sock.close()
     return progress, found
 
 
