@@ -91,7 +91,7 @@ def test_a_whole_life(second: str) -> None:
 
 
 def test_the_directories_are_two_file_systems_to_programs() -> None:
-    with TwoNodes("mdf", second="ext4", disks={1: "256M", 2: "256M"}) as nodes:
+    with TwoNodes("mdf", second="ext4", disks={1: "64M", 2: "64M"}) as nodes:
         one, two = nodes.nodes
         _begin(nodes)
         (one.data / "file").write_bytes(os.urandom(MB))
