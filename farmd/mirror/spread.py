@@ -47,16 +47,20 @@ class Spread:
     def take_down(self) -> str:
         """Take all of them away, or none if a program is in: then the directory that it is in."""
         # The kernel marks a mount that nobody uses and takes away one that is still marked: so all are asked first.
-        for path in self._sources:
-            if is_ours(path) and _unmount(path, _EXPIRE) not in (0, errno.EAGAIN):
-                return str(path)
         gone: list[Path] = []
-        for path in self._sources:
-            if is_ours(path) and _unmount(path, _EXPIRE):
-                for each in gone:  # somebody came in between
-                    _bind(self._sources[each], each)
-                return str(path)
-            gone.append(path)
+        for asked in (False, True):
+            for path in self._sources:
+                if path in gone or not is_ours(path):
+                    continue
+                if not asked:
+                    _unmark(path)
+                code = _unmount(path, _EXPIRE)
+                if code == 0:
+                    gone.append(path)
+                elif asked or code != errno.EAGAIN:
+                    for each in gone:  # somebody came in between
+                        _bind(self._sources[each], each)
+                    return str(path)
         return ""
 
     def drop(self) -> None:
@@ -94,6 +98,11 @@ def _bind(source: Path, directory: Path) -> None:
     if _libc.mount(os.fsencode(source), os.fsencode(directory), None, _BIND, None):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def _unmark(directory: Path) -> None:
+    """Any use takes the mark away that an earlier try has left."""
+    os.close(os.open(directory, os.O_PATH | os.O_CLOEXEC))
 
 
 def _unmount(directory: Path, flags: int) -> int:

@@ -73,6 +73,7 @@ def test_a_whole_life(second: str) -> None:
             (folder / "second-name").unlink()
             (folder / "made").mkdir()
             (folder / "made/alone").write_text("alone")
+        two.wait("sure of what it lacks", lambda status: not status["dirty"]["more"])  # what it received is synced
         one.ctl("start")
         last = two.wait_in_sync()["last_resync"]
         assert last["plan"] == "log"
