@@ -76,7 +76,7 @@ def build_checksum(root: Path = ROOT) -> Path:
     target = root / "farmd" / "_checksum.abi3.so"
     folder = root / "cext" / "checksum"
     sources = sorted(folder.glob("*.c"))
-    if _is_fresh(target, [*sources, *folder.glob("*.h"), root / "cext" / "exclude.h", Path(__file__)]):
+    if _is_fresh(target, [*sources, *folder.glob("*.h"), *(root / "cext").glob("*.h"), Path(__file__)]):
         return target
     compiler, includes = _python_compiler()
     if not Path("/usr/include/xxhash.h").exists():
@@ -108,7 +108,7 @@ def build_mirrorfs(root: Path) -> Path:
     target = root / "farmd" / "_mirrorfs.abi3.so"
     folder = root / "cext" / "mirror"
     sources = sorted(folder.glob("*.c"))
-    if _is_fresh(target, [*sources, *folder.glob("*.h"), root / "cext" / "exclude.h", Path(__file__)]):
+    if _is_fresh(target, [*sources, *folder.glob("*.h"), *(root / "cext").glob("*.h"), Path(__file__)]):
         return target
     compiler = shutil.which((os.environ.get("CC") or "cc").split()[0])
     if compiler is None:

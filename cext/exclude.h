@@ -4,7 +4,8 @@
 // Patterns come one a line. One without a slash names an entry at any depth; one with a slash is a path below the
 // directory (a slash at its beginning only anchors it). `*` and `?` match within one name, `[abc]`, `[a-z]` and `[!a]`
 // one byte, a backslash takes the next byte as it is. Bytes, not characters: no locale decides what is replicated.
-// What is below an excluded directory is excluded; callers do not descend, or ask exclude_path().
+// What is below an excluded directory is excluded; callers do not descend, or ask exclude_path(). In a mirror of
+// several directories (parts.h) a line is `//NAME/PATTERN`: the pattern counts in the directory NAME only.
 #ifndef FARM_EXCLUDE_H
 #define FARM_EXCLUDE_H
 
@@ -85,6 +86,20 @@ static inline const char *exclude_last(const char *path)
 	return slash ? slash + 1 : path;
 }
 
+// What of `path` the pattern is about, or NULL; `*line` goes on to the pattern itself.
+static inline const char *exclude_scope(const char **line, const char *stop, const char *path)
+{
+	const char *name = *line + 2, *end;
+
+	if (stop - *line < 2 || (*line)[0] != '/' || (*line)[1] != '/')
+		return path;
+	end = memchr(name, '/', (size_t)(stop - name));
+	if (!end || strncmp(name, path, (size_t)(end - name)) || path[end - name] != '/')
+		return NULL;
+	*line = end + 1;
+	return path + (end - name) + 1;
+}
+
 // Whether a pattern names the entry at `path`, given without a slash at its beginning.
 static inline bool exclude_entry(const char *patterns, const char *path)
 {
@@ -92,10 +107,12 @@ static inline bool exclude_entry(const char *patterns, const char *path)
 
 	for (const char *line = patterns, *stop; *line; line = stop + (*stop == '\n')) {
 		stop = line + strcspn(line, "\n");
-		if (stop == line)
+		const char *below = exclude_scope(&line, stop, path);
+
+		if (stop == line || !below)
 			continue;
 		if (!memchr(line, '/', (size_t)(stop - line)) ? exclude_glob(line, stop, name)
-							      : exclude_glob(line + (*line == '/'), stop, path))
+							      : exclude_glob(line + (*line == '/'), stop, below))
 			return true;
 	}
 	return false;
@@ -106,11 +123,13 @@ static inline bool exclude_entry(const char *patterns, const char *path)
 static inline bool exclude_moves(const char *patterns, const char *path)
 {
 	for (const char *line = patterns, *stop; *line; line = stop + (*stop == '\n')) {
-		const char *at, *next, *slash = path;
+		const char *at, *next, *slash, *below;
 
 		stop = line + strcspn(line, "\n");
-		if (!memchr(line, '/', (size_t)(stop - line)))
+		slash = exclude_scope(&line, stop, path);
+		if (!slash || !memchr(line, '/', (size_t)(stop - line)))
 			continue;
+		below = slash;
 		at = line + (*line == '/');
 		// As many components of the pattern as the path has, and there must be more.
 		next = memchr(at, '/', (size_t)(stop - at));
@@ -118,7 +137,7 @@ static inline bool exclude_moves(const char *patterns, const char *path)
 			slash++;
 			next = memchr(next + 1, '/', (size_t)(stop - next - 1));
 		}
-		if (next && exclude_glob(at, next, path))
+		if (next && exclude_glob(at, next, below))
 			return true;
 	}
 	return false;

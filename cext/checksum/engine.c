@@ -18,11 +18,16 @@ void engine_open(struct engine *e, const struct checksum_options *options, struc
 	pthread_mutex_init(&e->lock, NULL);
 	if (only_load(&e->only, options))
 		engine_fail(e, ENOMEM, "out of memory");
+	int code = -parts_open(&e->parts, options->root_fd);
+
+	if (code)
+		engine_fail(e, code, "the directories cannot be opened: %s", strerror(code));
 }
 
 void engine_close(struct engine *e)
 {
 	only_free(&e->only);
+	parts_close(&e->parts);
 	pthread_mutex_destroy(&e->lock);
 }
 

@@ -8,6 +8,7 @@
 #include "abi.h"
 #include "digest.h"
 #include "only.h"
+#include "../parts.h"
 
 #define FRAME_MAX  (1u << 20) // payload of a frame
 #define SEGMENT	   (8u << 20) // bytes of a file that one request compares
@@ -26,6 +27,7 @@ struct engine {
 	int failed;
 	struct secret secret;
 	struct only only;
+	struct parts parts;
 };
 
 #define COUNT(engine, field, amount) __atomic_fetch_add(&(engine)->progress->field, (amount), __ATOMIC_RELAXED)

@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include "record.h"
 
+#define FOLD  0x9e3779b97f4a7c15ull
 #define MAGIC "farmd record 1\n"
 #ifndef XFS_SUPER_MAGIC
 #define XFS_SUPER_MAGIC 0x58465342
@@ -53,26 +54,40 @@ static int read_boot(char boot[40])
 	return got == 36 ? 0 : -1;
 }
 
-static int describe_root(struct record *record, struct head *head)
+// The file system of one directory, folded into what is known of those before it.
+static int describe(struct record *record, int fd, struct head *head)
 {
 	struct statfs fs;
 	struct statx s;
-	int root = record->engine->options->root_fd;
+	int trusted = 0;
+
+	if (fstatfs(fd, &fs) || statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID_UNIQUE, &s))
+		return -1;
+	for (size_t i = 0; i < sizeof(TRUSTED) / sizeof(TRUSTED[0]); i++)
+		trusted |= (uint64_t)fs.f_type == TRUSTED[i] && (s.stx_mask & STATX_BTIME);
+	record->trusted_system &= trusted;
+	// Kernels before 6.8 ignore the unknown bit; their reused mount number still tells most remounts.
+	if (s.stx_mask & (STATX_MNT_ID_UNIQUE | STATX_MNT_ID))
+		head->mount_id = head->mount_id * FOLD + s.stx_mnt_id;
+	head->device = head->device * FOLD + ((uint64_t)s.stx_dev_major << 32 | s.stx_dev_minor);
+	head->root_inode = head->root_inode * FOLD + s.stx_ino;
+	head->root_btime = (int64_t)((uint64_t)head->root_btime * FOLD + (uint64_t)s.stx_btime.tv_sec * 1000000000u +
+				     s.stx_btime.tv_nsec);
+	return 0;
+}
+
+static int describe_root(struct record *record, struct head *head)
+{
+	const struct parts *parts = &record->engine->parts;
+	int error;
 
 	memset(head, 0, sizeof(*head));
 	memcpy(head->magic, MAGIC, sizeof(MAGIC));
-	if (fstatfs(root, &fs) || read_boot(head->boot) ||
-	    statx(root, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID_UNIQUE, &s))
-		return -1;
-	for (size_t i = 0; i < sizeof(TRUSTED) / sizeof(TRUSTED[0]); i++)
-		record->trusted_system |= (uint64_t)fs.f_type == TRUSTED[i] && (s.stx_mask & STATX_BTIME);
-	// Kernels before 6.8 ignore the unknown bit; their reused mount number still tells most remounts.
-	if (s.stx_mask & (STATX_MNT_ID_UNIQUE | STATX_MNT_ID))
-		head->mount_id = s.stx_mnt_id;
-	head->device = (uint64_t)s.stx_dev_major << 32 | s.stx_dev_minor;
-	head->root_inode = s.stx_ino;
-	head->root_btime = s.stx_btime.tv_sec * 1000000000ll + s.stx_btime.tv_nsec;
-	return 0;
+	record->trusted_system = 1;
+	error = read_boot(head->boot);
+	for (int i = parts->count ? 1 : 0; !error && i <= parts->count; i++)
+		error = describe(record, parts->of[i].fd, head);
+	return error;
 }
 
 static int head_is_ours(const struct record *record, const struct head *found, const struct head *now)
@@ -225,7 +240,7 @@ int record_begin(struct record *record, const struct record_plan *plan, int is_s
 
 	clock_gettime(CLOCK_REALTIME_COARSE, &clock);
 	record->before_ns = clock.tv_sec * 1000000000ll + clock.tv_nsec - SLACK_NS;
-	if (is_source && keeps && syncfs(e->options->root_fd))
+	if (is_source && keeps && (errno = -parts_sync(&e->parts)))
 		return engine_fail(e, errno, "the source's file system cannot be written back: %s", strerror(errno));
 	believe(record, plan);
 	if (describe_root(record, &head) || load_key(record, &head))

@@ -9,6 +9,21 @@
 #include "../exclude.h"
 #include "target.h"
 
+// Several names of one inode are in one part.
+static struct links *links_of(struct target *target, const struct listing *listing)
+{
+	const struct parts *parts = &target->engine.parts;
+	const char *path = listing->folder->path;
+	char name[PART_NAME_ROOM];
+	size_t length = strcspn(path, "/");
+
+	if (!parts->count || length >= sizeof(name))
+		return &target->links[0];
+	memcpy(name, path, length);
+	name[length] = 0;
+	return &target->links[part_below(parts, 0, name)];
+}
+
 int target_fail(struct target *target, int code, const char *doing, const char *folder, const char *name)
 {
 	return engine_fail(&target->engine, code, "%s %s%s%s: %s", doing, folder, *folder && *name ? "/" : "",
@@ -203,7 +218,7 @@ static int create(struct target *target, struct listing *listing, const struct e
 		char path[PATH_ROOM];
 
 		if (path_join(path, listing->folder->path, wanted->name) ||
-		    links_set(&target->links, wanted->inode, target->writes ? mine.local.inode : 0, path))
+		    links_set(links_of(target, listing), wanted->inode, target->writes ? mine.local.inode : 0, path))
 			return target_fail(target, ENOMEM, "linking", listing->folder->path, wanted->name);
 	}
 	if (S_ISREG(wanted->meta.mode) && wanted->meta.size)
@@ -216,7 +231,7 @@ static int settle_link(struct target *target, struct listing *listing, const str
 		       const struct entry *mine, uint32_t finding)
 {
 	struct engine *e = &target->engine;
-	struct link_name *first = links_find(&target->links, wanted->inode);
+	struct link_name *first = links_find(links_of(target, listing), wanted->inode);
 	char path[PATH_ROOM];
 
 	if (!first || path_join(path, listing->folder->path, wanted->name) || strcmp(first->path, path) == 0)
@@ -237,9 +252,10 @@ static int settle_link(struct target *target, struct listing *listing, const str
 }
 
 // The target's inode has names that the source's has not: writing to it would write to those, too.
-static int is_shared(struct target *target, const struct entry_message *wanted, const struct entry *mine)
+static int is_shared(struct target *target, const struct listing *listing, const struct entry_message *wanted,
+		     const struct entry *mine)
 {
-	uint64_t owner = links_owner(&target->links, mine->local.inode);
+	uint64_t owner = links_owner(links_of(target, listing), mine->local.inode);
 
 	if (mine->local.links < 2)
 		return 0;
@@ -256,7 +272,7 @@ static int settle_existing(struct target *target, struct listing *listing, const
 	char path[PATH_ROOM];
 
 	if (wanted->links > 1 && (path_join(path, listing->folder->path, wanted->name) ||
-				  links_set(&target->links, wanted->inode, mine->local.inode, path)))
+				  links_set(links_of(target, listing), wanted->inode, mine->local.inode, path)))
 		return target_fail(target, ENOMEM, "linking", listing->folder->path, wanted->name);
 	if (!trusted) {
 		same_data = data_same(target, listing, wanted, mine);
@@ -309,7 +325,7 @@ static int settle_name(struct target *target, struct listing *listing, const str
 		linked = settle_link(target, listing, wanted, there ? &mine : NULL, finding);
 	if (linked)
 		return linked < 0 ? -1 : 0;
-	if (there && is_shared(target, wanted, &mine)) {
+	if (there && is_shared(target, listing, wanted, &mine)) {
 		finding = CHECKSUM_LINKS;
 		there = !target->writes; // a comparison looks at the contents as well
 		if (target->writes && remove_entry(target, listing, &mine))
@@ -326,7 +342,7 @@ static int settle_name(struct target *target, struct listing *listing, const str
 // With one name of an inode all of its names are told: only together can somebody join them later.
 static int tell_names(struct target *target, struct listing *listing, const struct entry_message *wanted, int differs)
 {
-	struct link_name *inode = links_find(&target->links, wanted->inode);
+	struct link_name *inode = links_find(links_of(target, listing), wanted->inode);
 	char path[PATH_ROOM];
 
 	if (!inode)

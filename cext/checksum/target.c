@@ -358,8 +358,10 @@ static int make_durable(struct target *target)
 	struct timespec slack = {.tv_nsec = SLACK_NS};
 
 	e->progress->phase = 3;
-	if (syncfs(e->options->root_fd))
-		return target_fail(target, errno, "writing back", "", "");
+	int code = -parts_sync(&e->parts);
+
+	if (code)
+		return target_fail(target, code, "writing back", "", "");
 	if (e->progress->errors)
 		return 0;
 	if (link_send(&target->link, FRAME_COMMIT, NULL) || record_flush(&target->record))
@@ -399,7 +401,8 @@ static void clean_up(struct target *target)
 		listing_free(target->slots[i].listing);
 	todo_free(&target->todo);
 	todo_free(&target->again);
-	links_free(&target->links);
+	for (int i = 0; i <= PARTS_MAX; i++)
+		links_free(&target->links[i]);
 	hashset_free(&target->made);
 	link_close(&target->link);
 	record_close(&target->record);

@@ -71,8 +71,8 @@ struct target {
 	pthread_mutex_t lock;	// of todo
 	struct todo todo, again;
 	unsigned int round;
-	struct hashset made; // directories that this run made: not to be called different as well
-	struct links links;
+	struct hashset made;		   // directories that this run made: not to be called different as well
+	struct links links[1 + PARTS_MAX]; // of each part: inode numbers are those of a file system
 	struct slot slots[WINDOW];
 	unsigned int busy;
 	uint32_t next_number;

@@ -13,7 +13,7 @@
 
 #define BENEATH (RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
 
-static int open_beneath(int root, const char *path, uint64_t flags)
+static int open_at(int root, const char *path, uint64_t flags)
 {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = BENEATH};
 	long fd;
@@ -25,6 +25,42 @@ static int open_beneath(int root, const char *path, uint64_t flags)
 			break;
 	}
 	return (int)fd;
+}
+
+// From the root of several directories the first step leads onto the mount of one of them.
+static int open_in_part(int root, const char *path, uint64_t flags)
+{
+	const char *rest = strchr(path, '/');
+	size_t length = rest ? (size_t)(rest - path) : strlen(path);
+	char name[PART_NAME_ROOM];
+	int part, fd, code;
+
+	if (length >= sizeof(name)) {
+		errno = ENOENT;
+		return -1;
+	}
+	memcpy(name, path, length);
+	name[length] = 0;
+	part = part_open(root, name);
+	if (part < 0)
+		return -1;
+	fd = open_at(part, rest ? rest + 1 : "", flags);
+	code = errno;
+	close(part);
+	errno = code;
+	return fd;
+}
+
+static int open_beneath(int root, const char *path, uint64_t flags)
+{
+	int fd = open_at(root, path, flags);
+
+	if (fd >= 0 || errno != EXDEV)
+		return fd;
+	if (parts_in(root))
+		return open_in_part(root, path, flags);
+	errno = EXDEV;
+	return -1;
 }
 
 // Reading should not change access times. Only an owner or root may ask for that.
@@ -78,7 +114,7 @@ int tree_stat(int folder, const char *name, struct entry *entry)
 	    .btime_ns = s.stx_btime.tv_nsec,
 	    .links = s.stx_nlink,
 	    .bytes_allocated = s.stx_blocks * 512,
-	    .mount_root = *name && (s.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0,
+	    .mount_root = *name && (s.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0 && !parts_in(folder),
 	    .has_btime = (s.stx_mask & STATX_BTIME) != 0,
 	};
 	return 0;

@@ -27,7 +27,7 @@ struct local {
 	uint32_t ctime_ns, btime_ns;
 	uint32_t links;
 	uint64_t bytes_allocated;
-	int mount_root; // another file system is mounted here
+	int mount_root; // another file system is mounted here, and it is none of the mirror's directories
 	int has_btime;
 };
 

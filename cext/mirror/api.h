@@ -56,7 +56,7 @@ struct mirror_event {
 };
 
 struct mirror_config {
-	int backing;		 // directory fd, opened before the mount
+	int backing;		 // directory fd, opened before the mount; or what mirror_compose gave
 	const char *mount_point; // where applications see it; may be the same path
 	const char *excluded;	 // patterns not replicated, one a line (exclude.h)
 	int workers;
@@ -162,6 +162,10 @@ struct confine_config {
 	int records;	      // a directory that may be written as well, or -1
 	const char *readable; // paths that the process goes on seeing, read-only, one a line
 };
+
+// One root over several directories (../parts.h): `names[i]` in it is `directories[i]`. An O_PATH descriptor, which
+// must stay open as long as the root is used, or -errno.
+int mirror_compose(const char *const *names, const int *directories, int count, char *error, int error_size);
 
 // Before the process applies anything that a peer sends, and while it has one thread: see confine.c. 0 or -errno; after
 // a failure the process must end.

@@ -26,11 +26,17 @@ static int result(int value)
 	return value < 0 ? -errno : 0;
 }
 
+// Of what is found or made under the job's name.
+static int part_of(const struct job *job)
+{
+	return part_below(&job->receiver->parts, inode_part(&job->on->handle), job->name);
+}
+
 static int do_bind(struct job *job)
 {
-	int fd = inode_lookup(job->fd, job->name, O_PATH);
+	int fd = inode_enter(&job->receiver->parts, inode_part(&job->on->handle), job->fd, job->name);
 
-	return fd < 0 ? fd : fid_add(job->receiver, job->frame->other, fd, false);
+	return fd < 0 ? fd : fid_add(job->receiver, job->frame->other, part_of(job), fd, false);
 }
 
 // The primary made the same call as the same user in the same directory: modes, groups and ACLs come out alike.
@@ -72,7 +78,7 @@ static int do_make(struct job *job)
 	if (job->on->type != S_IFDIR)
 		return -ENOTDIR;
 	fd = make(job);
-	return fd < 0 ? -errno : fid_add(job->receiver, job->frame->other, fd, data);
+	return fd < 0 ? -errno : fid_add(job->receiver, job->frame->other, part_of(job), fd, data);
 }
 
 static int do_link(struct job *job)
@@ -188,12 +194,12 @@ static int do_sync(struct job *job)
 		return -EINVAL;
 	if (job->on->writable)
 		return sync_later(job->receiver, job->frame, fcntl(job->on->fd, F_DUPFD_CLOEXEC, 3));
-	return sync_later(job->receiver, job->frame, inode_open(job->receiver->root, &job->on->handle, flags));
+	return sync_later(job->receiver, job->frame, inode_open(&job->receiver->parts, &job->on->handle, flags));
 }
 
 static int do_syncfs(struct job *job)
 {
-	return sync_later(job->receiver, job->frame, inode_open(job->receiver->root, &job->on->handle, O_RDONLY));
+	return sync_later(job->receiver, job->frame, inode_open(&job->receiver->parts, &job->on->handle, O_RDONLY));
 }
 
 enum need {

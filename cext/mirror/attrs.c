@@ -29,6 +29,7 @@ void do_getattr(struct worker *worker)
 
 	if (!open)
 		node_put(node, fd);
+	st.st_ino = node->ino;
 	if (!error)
 		fill_attr_out(&out, &st);
 	reply(worker, error, &out, sizeof(out));
@@ -163,6 +164,7 @@ static int set_attributes(struct worker *worker, struct node *node, struct op *o
 		error = inode_stat(setting.fd, &setting.st);
 	if (!error) {
 		atomic_store(&node->mode, setting.st.st_mode);
+		setting.st.st_ino = node->ino;
 		fill_attr_out((void *)op->reply, &setting.st);
 		op->size = sizeof(struct fuse_attr_out);
 	}
@@ -194,9 +196,10 @@ void do_setattr(struct worker *worker)
 void do_statfs(struct worker *worker)
 {
 	struct fuse_statfs_out out = {0};
+	struct node *node = node_of(worker->fs, worker->in->nodeid);
 	struct statfs found;
 
-	if (fstatfs(worker->fs->root_fd, &found)) {
+	if (fstatfs(worker->fs->parts.of[inode_part(&node->handle)].fd, &found)) {
 		reply(worker, -errno, NULL, 0);
 		return;
 	}

@@ -24,6 +24,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include "../parts.h"
 #include "api.h"
 
 #define PLACES	  32
@@ -327,7 +328,8 @@ static int new_root(const char *readable)
 int mirror_confine(const struct confine_config *config, char *error, int error_size)
 {
 	const char *doing = "copying the mount of the directory";
-	int code = replace_with_copy(config->root);
+	// A root over several directories is made of such copies already.
+	int code = parts_in(config->root) ? 0 : replace_with_copy(config->root);
 
 	if (!code && config->records >= 0)
 		code = replace_with_copy(config->records);

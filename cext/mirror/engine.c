@@ -267,8 +267,8 @@ int mirror_checkpoint(struct mirror *fs)
 	pthread_rwlock_unlock(&fs->gate);
 	// The times of all that was told up to here are part of it.
 	times_send_all(fs);
-	if (!code && syncfs(fs->root_fd))
-		code = -errno;
+	if (!code)
+		code = parts_sync(&fs->parts);
 	// The peer after this side: its answer then speaks for both.
 	change.checkpoint = number + !number;
 	if (!code)
@@ -344,7 +344,8 @@ int mirror_stop(struct mirror *fs, int force)
 	int code;
 
 	mirror_thaw(fs);
-	code = device_unmount(fs, 0);
+	// Over several directories it is mounted at more places, whose users keep it alive.
+	code = force && fs->parts.count ? -EBUSY : device_unmount(fs, 0);
 	if (code && code != -EINVAL && code != -ENOTCONN) {
 		if (!force)
 			return code;

@@ -38,7 +38,7 @@ struct node {
 	uint64_t refs;	  // children, the list of times; under stream_lock
 	uint64_t fid;
 	uint64_t bound; // the session in which the peer knows `fid`
-	uint64_t ino;
+	uint64_t ino;	// as programs see it
 	struct inode_handle handle;
 	int path_fd; // O_PATH, or -1: opened by handle when needed
 	_Atomic uint32_t mode;
@@ -97,9 +97,9 @@ struct mirror {
 	char *mount_point;
 	char *patterns;
 	int root_fd, device, workers;
+	struct parts parts;
 	struct uring *uring; // NULL: only /dev/fuse
 	uint64_t mount_id;
-	dev_t root_dev;
 	pthread_t threads[MAX_WORKERS], sender, acks, clock;
 	atomic_bool stopping;
 	atomic_int alive;
@@ -165,6 +165,7 @@ void nodes_free(struct mirror *fs);
 // A descriptor of the node for one operation; give it back with node_put.
 int node_get(struct mirror *fs, struct node *node);
 void node_put(struct node *node, int fd);
+uint64_t node_ino(int part, uint64_t ino);
 pthread_rwlock_t *node_stripe(struct mirror *fs, const struct node *node);
 
 // exclude.c

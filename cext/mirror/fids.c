@@ -42,16 +42,16 @@ void fid_drop(struct receiver *receiver, uint64_t fid)
 	free(known);
 }
 
-int fid_add(struct receiver *receiver, uint64_t fid, int fd, bool data)
+int fid_add(struct receiver *receiver, uint64_t fid, int part, int fd, bool data)
 {
 	struct known *known = calloc(1, sizeof(*known));
 	struct stat st;
 	int error = known ? inode_stat(fd, &st) : -ENOMEM;
 
-	if (!error && st.st_dev != receiver->dev)
+	if (!error && st.st_dev != receiver->parts.of[part].dev)
 		error = -EXDEV;
 	if (!error)
-		error = inode_handle_of(fd, &known->handle);
+		error = inode_handle_of(fd, part, &known->handle);
 	if (!error && fid_find(receiver, fid))
 		error = -EEXIST;
 	if (error) {
@@ -77,7 +77,7 @@ int fid_add(struct receiver *receiver, uint64_t fid, int fd, bool data)
 
 int fid_get(struct receiver *receiver, struct known *known)
 {
-	return known->fd >= 0 ? known->fd : inode_open(receiver->root, &known->handle, O_PATH);
+	return known->fd >= 0 ? known->fd : inode_open(&receiver->parts, &known->handle, O_PATH);
 }
 
 int fid_get_data(struct receiver *receiver, struct known *known)
@@ -89,7 +89,7 @@ int fid_get_data(struct receiver *receiver, struct known *known)
 		return -EINVAL;
 	if (known->writable)
 		return known->fd;
-	fd = inode_open(receiver->root, &known->handle, O_RDWR);
+	fd = inode_open(&receiver->parts, &known->handle, O_RDWR);
 	if (fd >= 0 && known->fd >= 0) {
 		close(known->fd);
 		known->fd = fd;
@@ -106,19 +106,18 @@ void fid_put(struct known *known, int fd)
 
 int fids_start(struct receiver *receiver)
 {
-	struct stat st;
-	int fd = fcntl(receiver->config->backing, F_DUPFD_CLOEXEC, 3);
+	int fd = fcntl(receiver->config->backing, F_DUPFD_CLOEXEC, 3), error;
 
 	receiver->table = calloc(FID_BUCKETS, sizeof(*receiver->table));
-	if (fd < 0 || fstat(fd, &st) || !receiver->table) {
+	if (fd < 0 || !receiver->table) {
 		if (fd >= 0)
 			close(fd);
 		return fd < 0 ? -EBADF : -ENOMEM;
 	}
 	receiver->open_limit = inode_open_limit(OPEN_FILES);
 	receiver->root = fd;
-	receiver->dev = st.st_dev;
-	return fid_add(receiver, ROOT_FID, fcntl(fd, F_DUPFD_CLOEXEC, 3), false);
+	error = parts_open(&receiver->parts, fd);
+	return error ? error : fid_add(receiver, ROOT_FID, 0, fcntl(fd, F_DUPFD_CLOEXEC, 3), false);
 }
 
 void fids_free(struct receiver *receiver)
@@ -131,6 +130,7 @@ void fids_free(struct receiver *receiver)
 		}
 	}
 	free(receiver->table);
+	parts_close(&receiver->parts);
 	if (receiver->root >= 0)
 		close(receiver->root);
 }

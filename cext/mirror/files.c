@@ -24,7 +24,7 @@ void do_open(struct worker *worker)
 	int flags = (in->flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR;
 	struct open_file *file = malloc(sizeof(*file));
 	struct fuse_open_out out = {.fh = (uintptr_t)file, .open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH};
-	int fd = inode_open(fs->root_fd, &node->handle, flags | O_NONBLOCK);
+	int fd = inode_open(&fs->parts, &node->handle, flags | O_NONBLOCK);
 
 	if (fd < 0 || !file) {
 		free(file);
@@ -230,7 +230,7 @@ void do_fsyncdir(struct worker *worker)
 {
 	const struct fuse_fsync_in *in = (const void *)worker->body;
 	struct node *node = node_of(worker->fs, worker->in->nodeid);
-	int fd = inode_open(worker->fs->root_fd, &node->handle, O_RDONLY | O_DIRECTORY);
+	int fd = inode_open(&worker->fs->parts, &node->handle, O_RDONLY | O_DIRECTORY);
 
 	if (fd < 0) {
 		reply(worker, fd, NULL, 0);
@@ -252,5 +252,5 @@ void do_syncfs(struct worker *worker)
 	}
 	times_send_all(fs);
 	stream_change(fs, &change);
-	op_done(fs, op, syncfs(fs->root_fd) ? -errno : 0);
+	op_done(fs, op, parts_sync(&fs->parts));
 }

@@ -40,7 +40,15 @@ int inode_lookup(int dir, const char *name, int flags)
 	return fd;
 }
 
-int inode_handle_of(int fd, struct inode_handle *handle)
+int inode_enter(const struct parts *parts, int part, int dir, const char *name)
+{
+	int entered = part ? 0 : part_below(parts, 0, name);
+
+	return entered ? result(openat(parts->of[entered].fd, ".", O_PATH | O_CLOEXEC))
+		       : inode_lookup(dir, name, O_PATH);
+}
+
+int inode_handle_of(int fd, int part, struct inode_handle *handle)
 {
 	union {
 		struct file_handle head;
@@ -51,24 +59,28 @@ int inode_handle_of(int fd, struct inode_handle *handle)
 	found.head.handle_bytes = HANDLE_BYTES;
 	if (name_to_handle_at(fd, "", &found.head, &mount, AT_EMPTY_PATH))
 		return -errno;
-	handle->type = found.head.handle_type;
+	handle->type = (uint32_t)found.head.handle_type | (uint32_t)part << PART_SHIFT;
 	handle->size = found.head.handle_bytes;
 	memset(handle->bytes, 0, sizeof(handle->bytes));
 	memcpy(handle->bytes, found.head.f_handle, handle->size);
 	return 0;
 }
 
-int inode_open(int root, const struct inode_handle *handle, int flags)
+int inode_open(const struct parts *parts, const struct inode_handle *handle, int flags)
 {
 	union {
 		struct file_handle head;
 		char room[sizeof(struct file_handle) + HANDLE_BYTES];
 	} wanted;
 
-	wanted.head.handle_type = handle->type;
+	int part = inode_part(handle);
+
+	if (part > parts->count)
+		return -ESTALE;
+	wanted.head.handle_type = (int)(handle->type & ((1u << PART_SHIFT) - 1));
 	wanted.head.handle_bytes = handle->size;
 	memcpy(wanted.head.f_handle, handle->bytes, handle->size);
-	return result(open_by_handle_at(root, &wanted.head, flags | O_CLOEXEC | O_NOFOLLOW));
+	return result(open_by_handle_at(parts->of[part].fd, &wanted.head, flags | O_CLOEXEC | O_NOFOLLOW));
 }
 
 static void proc_path(int fd, char path[40])

@@ -8,19 +8,28 @@
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include "../parts.h"
 
 #define HANDLE_BYTES 64
+#define PART_SHIFT   16
 
 struct inode_handle {
-	uint32_t type;
+	uint32_t type; // what the file system gave, and from PART_SHIFT on the part that it is in
 	uint32_t size;
 	uint8_t bytes[HANDLE_BYTES];
 };
 
 // One name of one directory, never through a symlink, never out of the directory or onto another mount.
 int inode_lookup(int dir, const char *name, int flags);
-int inode_handle_of(int fd, struct inode_handle *handle);
-int inode_open(int root, const struct inode_handle *handle, int flags);
+int inode_handle_of(int fd, int part, struct inode_handle *handle);
+int inode_open(const struct parts *parts, const struct inode_handle *handle, int flags);
+// 0: the root of several directories, or anything in the only one.
+static inline int inode_part(const struct inode_handle *handle)
+{
+	return (int)(handle->type >> PART_SHIFT);
+}
+// As inode_lookup with O_PATH, and from the root of several directories into each of them.
+int inode_enter(const struct parts *parts, int part, int dir, const char *name);
 
 int inode_stat(int fd, struct stat *st);
 int inode_chmod(int fd, mode_t mode);

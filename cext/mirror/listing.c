@@ -30,7 +30,7 @@ void do_opendir(struct worker *worker)
 	struct node *node = node_of(fs, worker->in->nodeid);
 	struct open_dir *dir = calloc(1, sizeof(*dir));
 	struct fuse_open_out out = {.fh = (uintptr_t)dir};
-	int fd = inode_open(fs->root_fd, &node->handle, O_RDONLY | O_DIRECTORY);
+	int fd = inode_open(&fs->parts, &node->handle, O_RDONLY | O_DIRECTORY);
 
 	if (fd < 0 || !dir) {
 		free(dir);
@@ -53,9 +53,9 @@ void do_releasedir(struct worker *worker)
 	reply(worker, 0, NULL, 0);
 }
 
-static void fill_dirent(struct fuse_dirent *out, const struct entry *entry, size_t len)
+static void fill_dirent(struct fuse_dirent *out, int part, const struct entry *entry, size_t len)
 {
-	out->ino = entry->ino;
+	out->ino = node_ino(part, entry->ino);
 	out->off = (uint64_t)entry->next;
 	out->namelen = (uint32_t)len;
 	out->type = entry->type;
@@ -67,17 +67,19 @@ static void fill_plus(struct worker *worker, struct fuse_direntplus *out, int fd
 {
 	struct node *parent = node_of(worker->fs, worker->in->nodeid), *node = NULL;
 	bool dots = entry->name[0] == '.' && (len == 1 || (len == 2 && entry->name[1] == '.'));
-	int path = dots ? -1 : inode_lookup(fd, entry->name, O_PATH);
+	int part = inode_part(&parent->handle);
+	int path = dots ? -1 : inode_enter(&worker->fs->parts, part, fd, entry->name);
 	struct stat st;
 
 	memset(out, 0, sizeof(*out));
 	if (path >= 0 && !node_from_path(worker->fs, parent, entry->name, path, &st, &node))
 		fill_entry(worker->fs, &out->entry_out, node, &st);
-	fill_dirent(&out->dirent, entry, len);
+	fill_dirent(&out->dirent, part, entry, len);
 }
 
 static size_t fill(struct worker *worker, struct open_dir *dir, bool plus, char *out, size_t room)
 {
+	int part = inode_part(&node_of(worker->fs, worker->in->nodeid)->handle);
 	char entries[8192];
 	size_t used = 0;
 
@@ -99,7 +101,7 @@ static size_t fill(struct worker *worker, struct open_dir *dir, bool plus, char 
 			if (plus)
 				fill_plus(worker, (void *)(out + used), dir->fd, entry, len);
 			else
-				fill_dirent((void *)(out + used), entry, len);
+				fill_dirent((void *)(out + used), part, entry, len);
 			used += size;
 			at += entry->size;
 			dir->at = entry->next;

@@ -45,7 +45,7 @@ void fill_entry(struct mirror *fs, struct fuse_entry_out *out, struct node *node
 
 static int look(struct mirror *fs, struct node *parent, int dir, const char *name, struct stat *st, struct node **node)
 {
-	int fd = inode_lookup(dir, name, O_PATH);
+	int fd = inode_enter(&fs->parts, inode_part(&parent->handle), dir, name);
 
 	return fd < 0 ? fd : node_from_path(fs, parent, name, fd, st, node);
 }

@@ -31,6 +31,12 @@ pthread_rwlock_t *node_stripe(struct mirror *fs, const struct node *node)
 	return &fs->stripes[node->fid % STRIPES];
 }
 
+// One number for one inode, though several file systems are behind ours. None of them uses the uppermost bits.
+uint64_t node_ino(int part, uint64_t ino)
+{
+	return part > 1 ? ino ^ (uint64_t)(part - 1) << 56 : ino;
+}
+
 static struct node *find(struct mirror *fs, uint64_t ino, const struct inode_handle *handle)
 {
 	struct node *node = fs->table[slot_of(ino)];
@@ -64,14 +70,15 @@ static int look_up(struct mirror *fs, struct node *parent, const char *name, int
 	struct inode_handle handle;
 	struct node *node;
 	bool excluded;
-	int error = inode_stat(fd, st);
+	int error = inode_stat(fd, st), part = part_below(&fs->parts, inode_part(&parent->handle), name);
 
-	if (!error && st->st_dev != fs->root_dev)
+	if (!error && st->st_dev != fs->parts.of[part].dev)
 		error = -EXDEV;
 	if (!error)
-		error = inode_handle_of(fd, &handle);
+		error = inode_handle_of(fd, part, &handle);
 	if (error)
 		return error;
+	st->st_ino = node_ino(part, st->st_ino);
 	excluded = parent->excluded || (name && excluded_name(fs, parent, name));
 	pthread_mutex_lock(&fs->stream_lock);
 	pthread_mutex_lock(&fs->nodes_lock);
@@ -175,7 +182,7 @@ void node_forget(struct mirror *fs, struct node *node, uint64_t count)
 
 int node_get(struct mirror *fs, struct node *node)
 {
-	return node->path_fd >= 0 ? node->path_fd : inode_open(fs->root_fd, &node->handle, O_PATH);
+	return node->path_fd >= 0 ? node->path_fd : inode_open(&fs->parts, &node->handle, O_PATH);
 }
 
 void node_put(struct node *node, int fd)
@@ -197,12 +204,13 @@ int nodes_start(struct mirror *fs)
 	pthread_mutex_init(&fs->nodes_lock, NULL);
 	for (int i = 0; i < STRIPES; i++)
 		pthread_rwlock_init(&fs->stripes[i], NULL);
-	error = inode_stat(fs->root_fd, &st);
+	error = parts_open(&fs->parts, fs->root_fd);
+	for (int i = fs->parts.count; !error && i >= 0; i--)
+		error = inode_handle_of(fs->parts.of[i].fd, i, &handle);
 	if (!error)
-		error = inode_handle_of(fs->root_fd, &handle);
+		error = inode_stat(fs->root_fd, &st);
 	if (error)
 		return error;
-	fs->root_dev = st.st_dev;
 	fs->next_fid = ROOT_FID;
 	fs->root = make(fs, &handle, &st);
 	if (!fs->root)
@@ -226,4 +234,5 @@ void nodes_free(struct mirror *fs)
 		}
 	}
 	free(fs->table);
+	parts_close(&fs->parts);
 }

@@ -111,8 +111,10 @@ void do_copy(struct worker *worker)
 			 *to = (struct open_file *)(uintptr_t)in->fh_out;
 	struct op *op;
 
-	// What the peer does not have it cannot copy from; the kernel then reads and writes instead.
-	if (from->node->excluded && !to->node->excluded) {
+	// What the peer does not have it cannot copy from, nor from one file system to another, which these may be
+	// there; the kernel then reads and writes instead.
+	if ((from->node->excluded && !to->node->excluded) ||
+	    inode_part(&from->node->handle) != inode_part(&to->node->handle)) {
 		reply(worker, -EXDEV, NULL, 0);
 		return;
 	}

@@ -38,7 +38,7 @@ struct receiver {
 	struct receiver_result *result;
 	struct transport link;
 	int root;
-	dev_t dev;
+	struct parts parts;
 	struct known **table;
 	int open_files, open_limit;
 	uint64_t acked;
@@ -56,7 +56,7 @@ int fids_start(struct receiver *receiver);
 void fids_free(struct receiver *receiver);
 struct known *fid_find(struct receiver *receiver, uint64_t fid);
 // Remembers `fd`, which it takes over, under a new fid.
-int fid_add(struct receiver *receiver, uint64_t fid, int fd, bool data);
+int fid_add(struct receiver *receiver, uint64_t fid, int part, int fd, bool data);
 void fid_drop(struct receiver *receiver, uint64_t fid);
 // A descriptor for one operation, given back with fid_put.
 int fid_get(struct receiver *receiver, struct known *known);

@@ -7,14 +7,13 @@
 #include <unistd.h>
 #include "receiver.h"
 
-static int sync_one(const struct sync_job *job)
+static int sync_one(const struct receiver *receiver, const struct sync_job *job)
 {
 	int done;
 
 	if (job->op == WIRE_SYNCFS)
-		done = syncfs(job->fd);
-	else
-		done = job->data_only ? fdatasync(job->fd) : fsync(job->fd);
+		return -parts_sync(&receiver->parts);
+	done = job->data_only ? fdatasync(job->fd) : fsync(job->fd);
 	return done ? errno : 0;
 }
 
@@ -42,7 +41,7 @@ static void *run(void *context)
 
 	prctl(PR_SET_NAME, "mirror-sync");
 	while ((job = next_job(receiver))) {
-		int code = sync_one(job);
+		int code = sync_one(receiver, job);
 
 		send_ack(receiver, code ? ACK_ERROR : ACK_DURABLE, job->seq, job->op, code);
 		close(job->fd);

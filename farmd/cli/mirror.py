@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,8 +17,21 @@ from farmd.cli.errors import Unhealthy
 from farmd.cli.mirrorshow import bar, findings, stopped, summary
 from farmd.cli.output import envelope, note, say, say_json
 from farmd.cli.session import Session, verb
-from farmd.model.errors import DaemonUnreachable, FarmError, NotFound, TimedOut
-from farmd.model.mirrorfile import DEFAULT_STATE, FILE, SOCKET, MirrorConfig, as_file, check, load, save, size
+from farmd.model.errors import BadRequest, DaemonUnreachable, FarmError, NotFound, TimedOut
+from farmd.model.mirrorfile import (
+    DEFAULT_STATE,
+    FILE,
+    SOCKET,
+    Directory,
+    MirrorConfig,
+    as_file,
+    check,
+    clash,
+    load,
+    named,
+    save,
+    size,
+)
 
 if TYPE_CHECKING:
     from farmd.client import Answer
@@ -25,7 +39,7 @@ if TYPE_CHECKING:
     Raw = Answer[dict[str, Any]]
 
 T = TypeVar("T")
-_app = typer.Typer(help="A directory replicated between two nodes. Needs root.", rich_markup_mode=None)
+_app = typer.Typer(help="Directories replicated between two nodes. Needs root.", rich_markup_mode=None)
 _POLL_S = 0.2
 _START_S = 20.0
 _ORDER_S = 60.0
@@ -68,7 +82,10 @@ def keygen(
 def create(
     session: Session,
     name: NameArgument,
-    directory: Annotated[Path, typer.Option("--directory", help="What to replicate; it must exist")],
+    directory: Annotated[
+        list[str],
+        typer.Option("--directory", metavar="[NAME=]PATH", help="What to replicate; it must exist; repeatable"),
+    ],
     node: Annotated[int, typer.Option("--node", help="1 or 2: which of the two this is")],
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where this node is reached")],
     peer: Annotated[str, typer.Option("--peer", metavar="HOST:PORT", help="Where the other node is reached")],
@@ -81,7 +98,7 @@ def create(
     ack: Annotated[str, typer.Option("--ack", help="strict, barrier or async")] = "strict",
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", metavar="PATTERN", help="What stays on its node: '*.tmp', /dir/below; repeatable"),
+        typer.Option("--exclude", metavar="[NAME:]PATTERN", help="What stays on its node: '*.tmp', /below; repeatable"),
     ] = None,
     image: Annotated[
         str | None, typer.Option("--image", metavar="SIZE", help="Replicate one file with an ext4 in it, e.g. 20G")
@@ -92,24 +109,22 @@ def create(
 
     Give both nodes the same --exclude and --image. With --image the directory must be empty: the first node makes the
     image in it, which is mounted there while a node is primary; the second gets it by replication.
+
+    Several directories, on any file systems, are one mirror: one order of writes, one state, one promotion. Each has a
+    name (unless told, the last part of its path) that must be the same on both nodes; its place may differ.
     """
     if (keys is None) != no_tls:
         raise typer.BadParameter("give --keys FOLDER, or --no-tls for a private link")
-    if not directory.is_dir():
-        raise NotFound(str(directory), "there is no such directory", "Make it, then try again")
     config = MirrorConfig(
         name=name,
         mirror=identity or secrets.token_hex(16),
         node=node,
-        directory=str(directory.resolve()),
+        directories=_directories(directory, exclude or [], size(image) if image else 0),
         listen=listen,
         peer=peer,
         arbiter=arbiter,
         ack=ack,
         keys=str(keys.resolve()) if keys else None,
-        exclude=tuple(exclude or ()),
-        image_bytes=size(image) if image else 0,
-        own_mount=directory.is_mount(),
     )
     check(config)
     if config.keys:
@@ -118,13 +133,49 @@ def create(
         Keys(Path(config.keys)).check(config.node)
     if (state / name / FILE).exists():
         save(state / name, config)  # which refuses
+    if (refused := clash(config, state)) is not None:
+        raise refused
     if config.image_bytes and identity is None:
         from farmd.mirrord.image import make as make_image
 
-        make_image(directory, config.image_bytes)
+        make_image(Path(config.directory), config.image_bytes)
     save(state / check(config).name, config)
     text = f"mirror {name} is created. On the other node: farmctl mirror create {name} --id {config.mirror} ..."
     _tell(session, "Mirror", as_file(config), text if identity is None else f"mirror {name} is created")
+
+
+def _directories(words: list[str], exclude: list[str], image_bytes: int) -> tuple[Directory, ...]:
+    """What `[NAME=]PATH` and `[NAME:]PATTERN` say. Raises NotFound, BadRequest."""
+    found = []
+    for word in words:
+        told, _, rest = word.rpartition("=") if not Path(word).is_dir() else ("", "", word)
+        path = Path(rest)
+        if not path.is_dir():
+            raise NotFound(rest, "there is no such directory", "Make it, then try again")
+        own = path.is_mount()
+        found.append(Directory(str(path.resolve()), told, image_bytes=image_bytes, own_mount=own))
+    directories = named(tuple(found))
+    _see_that_they_differ(directories)
+    return tuple(replace(each, exclude=_patterns_of(each.name, exclude, directories)) for each in directories)
+
+
+def _see_that_they_differ(directories: tuple[Directory, ...]) -> None:
+    """One directory may have two paths: a bind mount."""
+    seen: dict[tuple[int, int], str] = {}
+    for each in directories:
+        st = Path(each.path).stat()
+        if (other := seen.setdefault((st.st_dev, st.st_ino), each.path)) != each.path:
+            raise BadRequest(each.path, f"it is the same directory as {other}", "Name each directory once")
+
+
+def _patterns_of(name: str, exclude: list[str], directories: tuple[Directory, ...]) -> tuple[str, ...]:
+    names = {each.name for each in directories if each.name}
+    told = [pattern.partition(":") for pattern in exclude]
+    return tuple(
+        rest if before in names and colon else before + colon + rest
+        for before, colon, rest in told
+        if before not in names or not colon or before == name
+    )
 
 
 def start(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:

@@ -15,7 +15,7 @@ _WIDTH = 24
 def summary(data: dict[str, Any]) -> str:
     """`farmctl mirror status`: the verdict first, then what explains it."""
     lines = [f"{data['name']}  node {data['node']}  {data['role'].upper()}  {data['why']}"]
-    lines.append(f"  directory   {data['directory']}{_mode(data)}")
+    lines += _directories(data)
     if data["exclude"]:
         lines.append(f"  not here    {', '.join(data['exclude'])}: stays on its node")
     if data["role"] == STOPPED:
@@ -30,6 +30,16 @@ def summary(data: dict[str, Any]) -> str:
     return "\n".join(lines + _work(data))
 
 
+def _directories(data: dict[str, Any]) -> list[str]:
+    several = data.get("directories", ())[1:]
+    if not several:
+        return [f"  directory   {data['directory']}{_mode(data)}"]
+    every = data["directories"]
+    width = max(len(each["path"]) for each in every)
+    shown = [f"{each['path']:<{width}}  as {each['name']}" for each in every]
+    return [f"  directories {shown[0]}", *(f"{'':14}{each}" for each in shown[1:])]
+
+
 def _mode(data: dict[str, Any]) -> str:
     return f" (an image of {_size(data['image_bytes'])})" if data["image_bytes"] else ""
 
@@ -37,12 +47,7 @@ def _mode(data: dict[str, Any]) -> str:
 def stopped(config: MirrorConfig) -> dict[str, Any]:
     """The status of a node that does not run."""
     return {
-        "name": config.name,
-        "mirror": config.mirror,
-        "node": config.node,
-        "directory": config.directory,
-        "exclude": list(config.exclude),
-        "image_bytes": config.image_bytes,
+        **config.identity,
         "role": STOPPED,
         "in_sync": False,
         "why": "it does not run on this node",

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from farmd.mirror.spread import Spread
 from farmd.model.errors import FarmError
 
 
@@ -85,6 +86,8 @@ class Settings:
 
     backing: Path
     mount_point: Path
+    spread: tuple[tuple[str, Path], ...] = ()
+    """Of several directories: what of the mounted tree users see where. `mount_point` is then for root only."""
     excluded: tuple[str, ...] = ()
     workers: int = 8
     ack: Ack = Ack.STRICT
@@ -173,6 +176,19 @@ class WriteThrough:
                 "Mirrors need root, /dev/fuse, and a file system with handles: ext4, XFS, Btrfs or tmpfs.",
             )
         self._events = ffi.new("struct mirror_event[256]")
+        self._spread = Spread(settings.mount_point, settings.spread)
+        self._put_up()
+
+    def _put_up(self) -> None:
+        """Where users see it: all directories, or none. Until then no change begins."""
+        self.freeze()
+        try:
+            self._spread.put_up()
+            self.thaw()
+        except FarmError:
+            self.unmount(force=True)
+            self.close()
+            raise
 
     def _do(self, code: int, what: str, step: str) -> None:
         if code < 0:
@@ -272,14 +288,34 @@ class WriteThrough:
 
     def unmount(self, force: bool = False) -> None:
         """Take the directory out of use. Raises DataPathError if files are open; `force` ends their use with errors."""
-        code = self._lib.mirror_stop(self._fs, force)
-        self._do(code, "the mounted directory", "Stop the programs that use it, or force the end.")
+        busy = self._spread.take_down()
+        code = -errno.EBUSY if busy else self._lib.mirror_stop(self._fs, False)
+        if code < 0 and force:
+            code = self._lib.mirror_stop(self._fs, True)
+            self._spread.drop()
+        self._do(code, busy or "the mounted directory", "Stop the programs that use it, or force the end.")
 
     def close(self) -> None:
         """Free everything. Only after `unmount`."""
         fs, self._fs = self._fs, None
         if fs is not None:
             self._lib.mirror_free(fs)
+
+
+def compose(names: list[str], directories: list[int]) -> int:
+    """A descriptor of one root over several open directories, mounted nowhere; it is there as long as this process.
+
+    Raises DataPathError.
+    """
+    ffi, lib = _library()
+    texts = [ffi.new("char[]", os.fsencode(name)) for name in names]
+    error = ffi.new("char[200]")
+    fd = lib.mirror_compose(texts, directories, len(names), error, len(error))
+    if fd < 0:
+        cause = ffi.string(error).decode(errors="replace")
+        step = "Several directories need root and Linux 5.12 or newer; containers must allow mount namespaces"
+        raise DataPathError("the mirror's directories", cause, step)
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 class Tls:

@@ -193,6 +193,7 @@ class Engine:
             | {"backing": Path(wanted["backing"]), "mount_point": Path(wanted["mount_point"])}
             | {"ack": Ack(wanted.get("ack", "strict")), "state": State(wanted.get("state", "alone"))}
             | {"excluded": tuple(wanted.get("excluded", ()))}
+            | {"spread": tuple((name, Path(path)) for name, path in wanted.get("spread", ()))}
         )
         self._counting = bool(order.get("count"))
         self._mounted = WriteThrough(settings)

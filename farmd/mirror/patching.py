@@ -20,7 +20,7 @@ from farmd.mirror.zonewire import BLOCK_BYTES, Link, Meta, Op
 from farmd.model.errors import PeerError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_GONE = (errno.ENOENT, errno.ENOTDIR)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class Patching:

@@ -34,7 +34,8 @@ class Places:
 
     def __init__(self, root: int, names: Names) -> None:
         self._root, self._names = root, names
-        self._prefix = handles.path_of(root)
+        self._prefix = handles.path_of(root).rstrip(b"/")
+        """Empty for a root over several directories, which is mounted nowhere."""
         self._folders: dict[bytes, bytes | None] = {}
 
     def folder(self, handle: bytes) -> bytes | None:
@@ -97,7 +98,7 @@ class Places:
             os.close(fd)
 
     def _below(self, path: bytes) -> bytes | None:
-        if path == self._prefix:
+        if path == (self._prefix or b"/"):
             return b""
         return path[len(self._prefix) + 1 :] if path.startswith(self._prefix + b"/") else None
 

@@ -29,6 +29,8 @@ _ASK_BYTES = 64 << 20
 _ASKS = 4
 """So many answers fit into any socket buffer: neither side ever waits for the other to read."""
 _ZEROS = bytes(CHUNK_BYTES)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""There is no such path: what was a directory may be a symlink now."""
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class Sender:
         self._places = Places(root, batch.names)
         self._done: set[bytes] = set()
         self._folders: set[bytes] = set()
-        self._linked: dict[int, tuple[int, set[bytes]]] = {}
+        self._linked: dict[tuple[int, int], tuple[int, set[bytes]]] = {}
         self._asks: deque[_Ask] = deque()
         self.again = Wanted()
         """What was in motion, for the next round."""
@@ -141,7 +143,7 @@ class Sender:
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _GONE:
                 raise
             self._link.send(Op.REMOVE, {"p": path.hex()})
             return
@@ -194,7 +196,7 @@ class Sender:
         try:
             fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _GONE:
                 raise
             return None
         try:
@@ -210,10 +212,12 @@ class Sender:
         self.files += 1
 
     def _folder_attributes(self, path: bytes) -> None:
+        if not path and handles.has_parts(self._root):
+            return  # nobody's directory
         try:
             fd = handles.open_below(self._root, path, os.O_PATH)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _GONE:
                 raise
             return  # it went while we went; its own line comes
         try:
@@ -244,9 +248,10 @@ class Sender:
             os.close(fd)
 
     def _note_link(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        _, paths = self._linked.setdefault(st.st_ino, (st.st_nlink, set()))
+        part = handles.part_of(self._root, path)
+        _, paths = self._linked.setdefault((part, st.st_ino), (st.st_nlink, set()))
         paths.add(path)
-        if (named := self._places.named(handles.of(fd), st)) is not None:
+        if (named := self._places.named(handles.of(fd, part), st)) is not None:
             paths.add(named)
 
     def _links(self) -> None:
@@ -362,7 +367,7 @@ class Sender:
             try:
                 fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):
+                if error.errno in (*_GONE, errno.ENXIO):
                     return
                 raise
             st = os.fstat(fd)

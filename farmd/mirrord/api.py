@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -89,10 +88,10 @@ class Api:
         config = self._shell.config
         if not self._shell.serving.is_mounted:
             return
-        found = users(Path(config.directory))
-        if found:
-            cause = f"{config.directory} is in use by {', '.join(found)}"
-            raise Refused(verb, cause, "Stop them first; with --force their files end with errors")
+        for path in config.paths:
+            if found := users(path):
+                cause = f"{path} is in use by {', '.join(found)}"
+                raise Refused(verb, cause, "Stop them first; with --force their files end with errors")
 
     def _envelope(self, kind: str, data: Mapping[str, Any], status: int = 200) -> Response:
         body = {

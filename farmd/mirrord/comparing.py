@@ -79,7 +79,7 @@ class Comparing:
 
     async def _diff(self) -> dict[str, Any]:
         counters, found = await self._resync.compare(Mode.DIFF)
-        return outcome(counters, found) | {"estimate_s": self._resync.estimate(counters)}
+        return outcome(counters, found, self._resync.place) | {"estimate_s": self._resync.estimate(counters)}
 
     async def _verify(self, order: do.Verify) -> dict[str, Any]:
         epoch = self._epoch()
@@ -90,6 +90,6 @@ class Comparing:
                 # Half mended, and no log knows of it: only a whole comparison makes both equal.
                 self._post(on.Ordered(ResyncOrder()))
             raise
-        result = outcome(counters, found) | {"repaired": order.repair}
+        result = outcome(counters, found, self._resync.place) | {"repaired": order.repair}
         self._post(on.VerifyEnded(order.session, 0 if order.repair else result["differences"]))
         return result

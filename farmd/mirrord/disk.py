@@ -91,13 +91,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file_system(fd: int) -> None:
-    """syncfs(2): everything written to the file system of `fd` is durable on return. Raises OSError."""
-    import ctypes
+    """As `farmd.mirror.handles` has it: all file systems of a root over several directories."""
+    from farmd.mirror import handles
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(fd):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    handles.sync_file_system(fd)
 
 
 def lock(path: Path, wait_s: float = 10.0) -> int:

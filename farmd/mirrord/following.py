@@ -119,7 +119,7 @@ class Following:
         if kind.name.lower() != message["kind"] or (changes and not self.receiving):
             sock.close()
             self._say({"shell": "answer", "token": token, "error": "this node does not receive now"})
-        elif kind is Kind.BULK and (unlike := self._unlike(message["shape"])):
+        elif "shape" in message and (unlike := self._unlike(message["shape"])):
             sock.close()
             self._say({"shell": "answer", "token": token, "error": unlike})
         elif kind is Kind.STREAM:
@@ -135,9 +135,8 @@ class Following:
         mine = self._config.shape
         if theirs == mine:
             return ""
-        said = [
-            f"{name}: {mine[name]} here, {theirs.get(name)} there" for name in mine if theirs.get(name) != mine[name]
-        ]
+        names = [name for name in mine | theirs if theirs.get(name) != mine.get(name)]
+        said = [f"{name}: {mine.get(name, 'one')} here, {theirs.get(name, 'one')} there" for name in names]
         return f"the two nodes were not created alike ({'; '.join(said)}): create one of them anew"
 
     async def _receiver(self, *, changes: bool) -> Engine:

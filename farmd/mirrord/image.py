@@ -18,7 +18,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from farmd.mirrord.mounts import top
+from farmd.mirror.spread import top
+from farmd.mirrord.mounts import POINT
 from farmd.model.errors import BadRequest, FarmError, KernelError, Refused
 
 FILE = "farmd.image"
@@ -68,7 +69,7 @@ class Image:
 
     def __init__(self, directory: Path, folder: Path) -> None:
         self._directory = directory
-        self.point = folder / "mount"
+        self.point = folder / POINT
         """Where the mirror's own file system is mounted."""
         self.point.mkdir(mode=0o700, exist_ok=True)
 

@@ -1,53 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands at the replicated directory's path: dead mounts of an earlier run, and who uses a live one."""
+"""What stands at the paths of the replicated directories: dead mounts of an earlier run, what is below, who is in."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from farmd.model.errors import Refused
+from farmd.mirror import handles
+from farmd.mirror.datapath import compose
+from farmd.mirror.spread import remove_dead, top
+from farmd.model import mirrorfile
+from farmd.model.errors import FarmError, Refused
 from farmd.model.mirrorfile import MirrorConfig
 
-FILE_SYSTEM = "fuse.farmd-mirror"
-_DETACH = 2
+POINT = "mount"
+"""In the node's folder: where the mirror's own file system is mounted if users see it elsewhere."""
 
 
-def remove_dead(directory: Path) -> int:
-    """Take away what earlier runs left mounted at `directory`; returns how many. Only with the node's lock held."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    count = 0
-    while is_ours(directory) and libc.umount2(os.fsencode(directory), _DETACH) == 0:
-        count += 1
-    return count
+def point(config: MirrorConfig, folder: Path) -> Path:
+    """Where the data path mounts: at the directory, or in the folder, from where its directories are spread."""
+    return folder / POINT if config.several or config.image_bytes else Path(config.directory)
 
 
-def is_ours(directory: Path) -> bool:
-    """Whether a mirror is mounted at `directory`."""
-    return top(directory)[0] == FILE_SYSTEM
+def clear(config: MirrorConfig, folder: Path) -> None:
+    """Take away what earlier runs left mounted. Only with the node's lock held."""
+    for path in {*config.paths, point(config, folder)}:
+        remove_dead(path)
 
 
-def top(directory: Path) -> tuple[str, str]:
-    """Type and source of what is mounted at `directory`, the uppermost; empty if nothing is."""
-    wanted = os.fsencode(directory)
-    found = ("", "")
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields = line.split()
-        kind, source = fields[fields.index(b"-") + 1 :][:2]
-        if fields[4].decode("unicode_escape").encode("latin-1") == wanted:
-            found = (os.fsdecode(kind), os.fsdecode(source))
-    return found
+def open_root(config: MirrorConfig, folder: Path) -> int:
+    """What is below the mounts: the directory, or a root over several of them (`cext/mirror/compose.c`).
+
+    Raises FarmError: a directory that is not there, is that of another mirror, or has lost its mount.
+    """
+    check_own(config)
+    if (clash := mirrorfile.clash(config, folder.parent)) is not None:
+        raise clash
+    opened: list[int] = []
+    try:
+        for path in config.paths:
+            opened.append(_open(path))
+        point(config, folder).mkdir(mode=0o700, exist_ok=True)
+        return compose([each.name for each in config.directories], opened) if config.several else os.dup(opened[0])
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def opened(config: MirrorConfig, root: int) -> Iterator[dict[str, int]]:
+    """The directories below `root`, by path. Raises OSError."""
+    names = [os.fsencode(each.name) or b"." for each in config.directories]
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for each, name in zip(config.directories, names, strict=True):
+            found[each.path] = handles.open_part(root, name)
+            stack.callback(os.close, found[each.path])
+        yield found
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FarmError(str(path), f"it cannot be opened ({error.strerror})", "Make the directory") from error
 
 
 def check_own(config: MirrorConfig) -> None:
-    """Raises Refused if the directory was a mount point of its own when the mirror was created, and is none now.
+    """Raises Refused if a directory was a mount point of its own when the mirror was created, and is none now.
 
     What lies below would be taken for the copy: an empty directory, and the peer's files would go.
     """
-    if config.own_mount and top(Path(config.directory)) == ("", ""):
-        cause = "it was a mount point when the mirror was created, and nothing is mounted there now"
-        raise Refused(config.directory, cause, "Mount its file system, then start again")
+    for each in config.directories:
+        if each.own_mount and top(Path(each.path)) == ("", ""):
+            cause = "it was a mount point when the mirror was created, and nothing is mounted there now"
+            raise Refused(each.path, cause, "Mount its file system, then start again")
 
 
 def users(directory: Path) -> list[str]:

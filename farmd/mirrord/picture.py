@@ -20,12 +20,7 @@ async def picture(shell: Shell) -> dict[str, Any]:
     in_sync = status.phase is Phase.SECONDARY or (status.phase is Phase.PRIMARY and status.link is Link.SYNCED)
     hello = shell.peer_hello
     return {
-        "name": config.name,
-        "mirror": config.mirror,
-        "node": config.node,
-        "directory": config.directory,
-        "exclude": list(config.exclude),
-        "image_bytes": config.image_bytes,
+        **config.identity,
         "role": status.phase.value,
         "in_sync": in_sync,
         "why": status.why,

@@ -110,6 +110,11 @@ class Resync:
         """The peer's copy is being repaired; true behind a failure, too."""
         self._theirs: Progress | None = None
 
+    @property
+    def place(self) -> Callable[[bytes], bytes]:
+        """Where people find what a comparison names."""
+        return self._config.place
+
     def limit(self, rate_bytes_s: int) -> None:
         """What a resync sends of contents from now on; 0: no limit."""
         self._rate = rate_bytes_s
@@ -161,7 +166,8 @@ class Resync:
         self.shown = Shown("failback")
         try:
             zones_token, token = _token(), _token()
-            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "mode": 0})
+            shape = {"shape": self._config.shape}
+            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "mode": 0} | shape)
             self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
             with self._awaited(zones_token) as answered:
                 zones = await self._peer.call(Connection.ZONES, zones_token)
@@ -340,9 +346,9 @@ class _Awaited:
         self._answers.pop(self._token).cancel()
 
 
-def outcome(counters: dict[str, int], found: list[Finding]) -> dict[str, Any]:
-    """What people are told of a comparison, JSON-ready."""
-    names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(one.path)} for one in found[:_NAMES_SHOWN]]
+def outcome(counters: dict[str, int], found: list[Finding], place: Callable[[bytes], bytes]) -> dict[str, Any]:
+    """What people are told of a comparison, JSON-ready; `place` is `MirrorConfig.place`."""
+    names = [{"kind": one.kind.name.lower(), "path": os.fsdecode(place(one.path))} for one in found[:_NAMES_SHOWN]]
     differing = [one for one in found if one.kind not in (Kind.UNREADABLE, Kind.CHANGING)]
     return {
         "counters": counters,

@@ -13,11 +13,11 @@ from pathlib import Path
 from farmd.mirror.acks import Gate
 from farmd.mirror.events import Event, LocalFailure, Settled, Stopped
 from farmd.mirror.zonewire import LogLied
+from farmd.mirrord import mounts
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.image import Image
 from farmd.mirrord.keys import Keys
 from farmd.mirrord.logbook import Logbook
-from farmd.mirrord.mounts import remove_dead
 from farmd.mirrord.wire import Message
 from farmd.model.errors import FarmError, KernelError
 from farmd.model.mirrorfile import MirrorConfig
@@ -34,6 +34,7 @@ class Serving:
     def __init__(
         self,
         config: MirrorConfig,
+        folder: Path,
         keys: Keys | None,
         root: int,
         take_engine: Callable[[], Awaitable[Engine]],
@@ -45,7 +46,7 @@ class Serving:
         self._config, self._keys, self._root, self._logbook = config, keys, root, logbook
         self._take_engine, self._post, self._lose = take_engine, post, lose
         self._image = image
-        self._point = image.point if image else Path(config.directory)
+        self._folder = folder
         self._engine: Engine | None = None
         self._mounted = False
         self._paired = False
@@ -69,7 +70,8 @@ class Serving:
         engine.on_event = lambda event: self._on_event(engine, event)
         settings = {
             "backing": path_of(self._root),
-            "mount_point": str(self._point),
+            "mount_point": str(mounts.point(self._config, self._folder)),
+            "spread": [(each.name, each.path) for each in self._config.directories if self._config.several],
             "excluded": self._config.exclude,
             "ack": self._config.ack,
             "state": "alone" if self._gate is Gate.ALONE else "undecided",
@@ -81,6 +83,7 @@ class Serving:
             await engine.do("mount", settings=settings, log=log)
         except FarmError:
             await engine.end()
+            mounts.clear(self._config, self._folder)  # it may have died between two of several directories
             raise
         self._engine, self._mounted = engine, True
         if self._image is not None:
@@ -241,7 +244,7 @@ class Serving:
             self._failback.set_exception(KernelError("the failback", "the directory was unmounted", "See the log"))
         if engine is not None:
             await engine.end()
-        remove_dead(self._point)
+        mounts.clear(self._config, self._folder)
 
     def _on_event(self, engine: Engine, event: Message) -> None:
         if engine is not self._engine:

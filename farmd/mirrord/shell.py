@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import random
 import time
 from collections import deque
@@ -105,28 +104,21 @@ class Shell:
         config = self.config
         self.mirror, me = bytes.fromhex(config.mirror), NodeId(config.node)
         self._lock = disk.lock(self.folder / "lock")
-        directory = Path(config.directory)
-        image = Image(directory, self.folder) if config.image_bytes else None
+        image = Image(Path(config.directory), self.folder) if config.image_bytes else None
         if image is not None:
             image.drop()
-            mounts.remove_dead(image.point)
-        mounts.remove_dead(directory)
-        mounts.check_own(config)
-        try:
-            self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise FarmError(
-                config.directory, f"it cannot be opened ({error.strerror})", "Make the directory"
-            ) from error
+        mounts.clear(config, self.folder)
+        self.root = mounts.open_root(config, self.folder)
         self._records = disk.records(self.folder)
         self._record = disk.RecordFile(self.folder / "record")
         is_part = self._record.record is not None and self._record.record.generation != BLANK
-        identity.check(self.folder, {config.directory: self.root}, is_part=is_part)
+        with mounts.opened(config, self.root) as directories:
+            identity.check(self.folder, directories, is_part=is_part)
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         self.logbook = Logbook(self.folder, self.mirror)
         hands = (self._take_engine, self._queue.put_nowait, self._lose)
-        self.serving = Serving(config, self.keys, self.root, *hands, self.logbook, image)
+        self.serving = Serving(config, self.folder, self.keys, self.root, *hands, self.logbook, image)
         receiving = (self._take_engine, self._say, self._lose, self.logbook)
         self.following = Following(config, self.keys, self._records, self.root, *receiving)
         self.resync = Resync(config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say)

@@ -2,22 +2,23 @@
 """One node's part of a mirror, as `farmctl mirror create` writes it: `STATE/NAME/mirror.json`.
 
 The folder also holds what the node must remember (record, arbiter's register, checksum record) and its API socket.
-The file has a list of directories. This farmd replicates exactly one; the list is there so that files and commands stay
-the same when it can do several.
+The file has a list of directories. Several are one mirror: one order of all writes, one state, one promotion. Each has
+a name then, by which the nodes know it, and where it is may differ.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from farmd.model import exclusions
-from farmd.model.errors import BadRequest, ConfigError, NotFound, Problem, Refused
+from farmd.model.errors import BadRequest, ConfigError, FarmError, NotFound, Problem, Refused
 from farmd.model.jsonplace import Places
 
 DEFAULT_STATE = Path("/var/lib/farmd/mirrors")
@@ -29,8 +30,23 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _STEP = "Make it anew with `farmctl mirror create`"
 _CORRECT = "Correct it and try again"
-_OF_DIRECTORY = {"directory": "path", "exclude": "exclude", "image_bytes": "image_bytes", "own_mount": "own_mount"}
-"""Fields of MirrorConfig that the file keeps with the directory, and what they are called there."""
+MAX_DIRECTORIES = 32
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """What is replicated, as applications see it while this node is primary."""
+
+    path: str
+    name: str = ""
+    """The same on both nodes; empty if it is the mirror's only directory."""
+    exclude: tuple[str, ...] = ()
+    """What stays on its node (`farmd.model.exclusions`); the same on both nodes."""
+    image_bytes: int = 0
+    """Image mode: the directory holds one file of this size, mounted over it while primary. 0: file mode."""
+    own_mount: bool = False
+    """The directory is a mount point of its own. If nothing is mounted there, the node does not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +58,8 @@ class MirrorConfig:
     """32 hexadecimal digits, the same on both nodes: a node of another mirror is refused."""
     node: int
     """1 or 2; the other number is the peer's."""
-    directory: str
-    """What is replicated, as applications see it while this node is primary."""
+    directories: tuple[Directory, ...]
+    """One, or several with a name each."""
     listen: str
     peer: str
     arbiter: str = "operator"
@@ -59,12 +75,6 @@ class MirrorConfig:
     """The last round of a resync holds writes back for this long at most."""
     rate_bytes_s: int = 0
     """Limit of a resync; 0: none."""
-    exclude: tuple[str, ...] = ()
-    """What stays on its node (`farmd.model.exclusions`); the same on both nodes."""
-    image_bytes: int = 0
-    """Image mode: the directory holds one file of this size, mounted over it while primary. 0: file mode."""
-    own_mount: bool = False
-    """The directory is a mount point of its own. If nothing is mounted there, the node does not start."""
 
     @property
     def other(self) -> int:
@@ -74,7 +84,59 @@ class MirrorConfig:
     @property
     def shape(self) -> dict[str, Any]:
         """What both nodes must have alike, or one would delete what the other keeps."""
-        return {"exclude": list(self.exclude), "image": self.image_bytes > 0}
+        alike: dict[str, Any] = {"exclude": sorted(self.exclude) if self.several else list(self.exclude)}
+        names = {"directories": sorted(each.name for each in self.directories)} if self.several else {}
+        return alike | {"image": self.image_bytes > 0} | names
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which mirror this is, for people and for `--json`: the beginning of every status."""
+        named = [{"path": each.path, "name": each.name, "exclude": list(each.exclude)} for each in self.directories]
+        shown = [f"{each.name}:{pattern}" for each in self.directories for pattern in each.exclude]
+        return {
+            "name": self.name,
+            "mirror": self.mirror,
+            "node": self.node,
+            "directory": self.directory,
+            "directories": named,
+            "exclude": shown if self.several else list(self.exclude),
+            "image_bytes": self.image_bytes,
+        }
+
+    @property
+    def several(self) -> bool:
+        """More than one directory."""
+        return len(self.directories) > 1
+
+    @property
+    def directory(self) -> str:
+        """Where it is; of several, where the first one is."""
+        return self.directories[0].path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where all of them are."""
+        return tuple(Path(each.path) for each in self.directories)
+
+    @property
+    def image_bytes(self) -> int:
+        """Image mode: the size. 0: file mode."""
+        return self.directories[0].image_bytes
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns as the engines take them (`cext/exclude.h`), for the tree that holds all directories."""
+        if not self.several:
+            return self.directories[0].exclude
+        return tuple(f"//{each.name}/{pattern}" for each in self.directories for pattern in each.exclude)
+
+    def place(self, path: bytes) -> bytes:
+        """What people are told of a path in the replicated tree: below the directory; of several, the whole path."""
+        name, _, rest = path.partition(b"/")
+        for each in self.directories if self.several else ():
+            if os.fsencode(each.name) == name:
+                return os.path.join(os.fsencode(each.path), rest) if rest else os.fsencode(each.path)
+        return path
 
 
 def address(text: str) -> tuple[str, int]:
@@ -120,24 +182,55 @@ def _faults(config: MirrorConfig) -> Iterator[tuple[tuple[str | int, ...], BadRe
 
 
 def _directory_faults(config: MirrorConfig) -> Iterator[tuple[tuple[str | int, ...], BadRequest]]:
-    place, path = ("directories", 0), PurePosixPath(config.directory)
-    if not path.is_absolute() or path == PurePosixPath("/") or ".." in path.parts:
-        yield (
-            (*place, "path"),
-            BadRequest(config.directory, "the path must begin with / and name a directory", _CORRECT),
-        )
-    for number, pattern in enumerate(config.exclude):
+    for number, each in enumerate(config.directories):
+        place, path = ("directories", number), PurePosixPath(each.path)
+        if not path.is_absolute() or path == PurePosixPath("/") or ".." in path.parts:
+            cause = "the path must begin with / and name a directory"
+            yield (*place, "path"), BadRequest(each.path, cause, _CORRECT)
+        for at, error in _exclude_faults(each):
+            yield (*place, *at), error
+        if each.image_bytes and each.image_bytes < MIN_IMAGE_BYTES:
+            cause = f"an image has at least {MIN_IMAGE_BYTES >> 20} MiB"
+            yield (*place, "image_bytes"), BadRequest(f"image of {each.image_bytes} bytes", cause, _CORRECT)
+        if each.image_bytes and config.several:
+            cause = "an image is the only directory of its mirror"
+            yield (*place, "image_bytes"), BadRequest("image", cause, "Make directories in the image, or leave it out")
+        for before in config.directories[:number]:
+            if (fault := _pair_fault(before, each)) is not None:
+                yield (*place, fault[0]), BadRequest(*fault[1:])
+        if config.several and not _PART.fullmatch(each.name):
+            cause = "the name of one of several directories has letters, digits, '.', '_' and '-', 64 at most"
+            yield (*place, "name"), BadRequest(f"directory {each.path}", cause, "Give it one: NAME=PATH")
+
+
+def _exclude_faults(each: Directory) -> Iterator[tuple[tuple[str | int, ...], BadRequest]]:
+    for number, pattern in enumerate(each.exclude):
         cause = exclusions.fault(pattern)
         if cause is None and number >= exclusions.MAX_PATTERNS:
             cause = f"more than {exclusions.MAX_PATTERNS} patterns"
         if cause is not None:
-            yield (*place, "exclude", number), BadRequest(f"exclude {pattern!r}", cause, _CORRECT)
-    if config.image_bytes and config.image_bytes < MIN_IMAGE_BYTES:
-        cause = f"an image has at least {MIN_IMAGE_BYTES >> 20} MiB"
-        yield (*place, "image_bytes"), BadRequest(f"image of {config.image_bytes} bytes", cause, _CORRECT)
-    if config.image_bytes and config.exclude:
+            yield ("exclude", number), BadRequest(f"exclude {pattern!r}", cause, _CORRECT)
+    if each.image_bytes and each.exclude:
         cause = "in image mode the image is all there is: nothing can be excluded"
-        yield (*place, "exclude"), BadRequest("exclude", cause, "Leave out the patterns, or the image")
+        yield ("exclude",), BadRequest("exclude", cause, "Leave out the patterns, or the image")
+
+
+def _pair_fault(one: Directory, other: Directory) -> tuple[str, str, str, str] | None:
+    """Why these two cannot be in one mirror: field, subject, cause, next step."""
+    if (how := overlap(one.path, other.path)) is not None:
+        return "path", other.path, f"it {how} {one.path}", "Name each directory once, and none below another"
+    if one.name == other.name:
+        step = "Give one of them another name: NAME=PATH"
+        return "name", f"directory {other.path}", f"its name {other.name!r} is that of {one.path}", step
+    return None
+
+
+def overlap(path: str, other: str) -> str | None:
+    """How the directory `other` and `path` are the same files, "is" or "is below" or "holds"; None: they are not."""
+    one, two = PurePosixPath(path), PurePosixPath(other)
+    if one == two:
+        return "is the same as"
+    return "is below" if one in two.parents else "holds" if two in one.parents else None
 
 
 def _arbiter(text: str) -> None:
@@ -190,22 +283,21 @@ def _shape(values: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield (), "a mirror's file is one object"
         return
     types = {field.name: str(field.type) for field in fields(MirrorConfig)}
-    top = {name: kind for name, kind in types.items() if name not in _OF_DIRECTORY}
-    yield from _types(values, top | {"directories": "list"}, ())
+    yield from _types(values, types | {"directories": "list"}, _REQUIRED, ())
     directories = values.get("directories", [])
     if not isinstance(directories, list):
         return
-    if len(directories) != 1 and "directories" in values:
-        yield ("directories",), f"{len(directories)} directories: this farmd replicates exactly one in a mirror"
-    for number, each in enumerate(directories[:1]):
-        if not isinstance(each, dict):
+    if not 1 <= len(directories) <= MAX_DIRECTORIES and "directories" in values:
+        yield ("directories",), f"{len(directories)} directories: a mirror has 1 to {MAX_DIRECTORIES}"
+    inner = {field.name: str(field.type) for field in fields(Directory)}
+    for number, each in enumerate(directories):
+        if isinstance(each, dict):
+            yield from _types(each, inner, {"path"}, ("directories", number))
+        else:
             yield ("directories", number), "a directory is an object with a path"
-            continue
-        inner = {shown: types[name] for name, shown in _OF_DIRECTORY.items()}
-        yield from _types(each, inner, ("directories", number))
 
 
-_REQUIRED = {"name", "mirror", "node", "listen", "peer", "directories", "path"}
+_REQUIRED = {"name", "mirror", "node", "listen", "peer", "directories"}
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "text"),
     "str | None": ((str, type(None)), "text or null"),
@@ -218,7 +310,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _types(
-    values: dict[str, Any], known: dict[str, str], place: tuple[str | int, ...]
+    values: dict[str, Any], known: dict[str, str], required: set[str], place: tuple[str | int, ...]
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for name, value in values.items():
         if name not in known:
@@ -226,7 +318,7 @@ def _types(
             continue
         if not _fits(value, known[name]):
             yield (*place, name), f'"{name}" must be {_KINDS[known[name]][1]}'
-    for name in sorted((_REQUIRED & known.keys()) - values.keys()):
+    for name in sorted(required - values.keys()):
         yield place, f'"{name}" is missing'
 
 
@@ -238,18 +330,38 @@ def _fits(value: Any, kind: str) -> bool:
 
 
 def _flat(values: dict[str, Any]) -> MirrorConfig:
-    inner = values["directories"][0]
-    flat = {name: value for name, value in values.items() if name != "directories"}
-    flat |= {name: inner[shown] for name, shown in _OF_DIRECTORY.items() if shown in inner}
-    flat["exclude"] = tuple(flat.get("exclude", ()))
-    return MirrorConfig(**flat)
+    found = values["directories"]
+    directories = (Directory(**each | {"exclude": tuple(each.get("exclude", ()))}) for each in found)
+    return MirrorConfig(**values | {"directories": named(tuple(directories))})
+
+
+def named(directories: tuple[Directory, ...]) -> tuple[Directory, ...]:
+    """With the names that they have if none is told: an only one has none, one of several the last part of its path."""
+    if len(directories) == 1:
+        return (replace(directories[0], name=""),)
+    return tuple(replace(each, name=each.name or PurePosixPath(each.path).name) for each in directories)
 
 
 def as_file(config: MirrorConfig) -> dict[str, Any]:
     """The file's contents, JSON-ready."""
     values = asdict(config)
-    inner = {shown: values.pop(name) for name, shown in _OF_DIRECTORY.items()}
-    return values | {"directories": [inner]}
+    if not config.several:
+        del values["directories"][0]["name"]
+    return values | {"directories": list(values["directories"])}
+
+
+def clash(config: MirrorConfig, state: Path) -> Refused | None:
+    """Another mirror of this node, below `state`, that has one of these directories, or one in or around it."""
+    for path in sorted(state.glob(f"*/{FILE}")):
+        if path.parent.name == config.name:
+            continue
+        with contextlib.suppress(FarmError):  # a file that cannot be read names no directory
+            for theirs in load(path.parent).paths:
+                for mine in config.paths:
+                    if (how := overlap(str(theirs), str(mine))) is not None:
+                        cause = f"it {how} {theirs} of mirror {path.parent.name}: both would write there"
+                        return Refused(str(mine), cause, "A directory is in one mirror; choose another")
+    return None
 
 
 def save(folder: Path, config: MirrorConfig) -> None:

@@ -314,7 +314,8 @@ class Killing:
             if len(self._database.rows(number)) != self._safe[number]:
                 raise Lost(f"rows of client {number} were there and are not any more")
         self._database.stop()
-        if not self._primary.ctl("verify")["equal"] or differences(self._nodes.one.data, self._nodes.two.data):
+        copies = zip(self._nodes.one.directories, self._nodes.two.directories, strict=True)
+        if not self._primary.ctl("verify")["equal"] or any(differences(one, two) for one, two in copies):
             raise Lost("the copies differ")
 
 
@@ -333,11 +334,15 @@ def run(
     kinds = CONTROL_KINDS if control else tuple(KINDS)
     options = ("--ack", "async") if control else ()
     tag = f"c{os.getpid() % 100_000}"
-    disks = {1: "1G", 2: "1G"}
-    with TwoNodes(tag, *options, disks=disks, disk=VolatileDisk, peer_timeout_s=_PEER_TIMEOUT_S) as nodes:
+    disks, second = {1: "1G", 2: "1G"}, DATABASES[database].second
+    with TwoNodes(
+        tag, *options, disks=disks, disk=VolatileDisk, second=second, peer_timeout_s=_PEER_TIMEOUT_S
+    ) as nodes:
         scratch = nodes.base / "scratch"
         scratch.mkdir()
-        killing = Killing(DATABASES[database](scratch), nodes, random.Random(f"{seed} {database}"), kinds)
+        server = DATABASES[database](scratch)
+        server.wal_of = {node.data: node.wal for node in nodes.nodes}
+        killing = Killing(server, nodes, random.Random(f"{seed} {database}"), kinds)
         try:
             killing.run(kills, is_time_over, tell)
         except KeyboardInterrupt:

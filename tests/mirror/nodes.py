@@ -2,7 +2,8 @@
 """Two nodes of a mirror as users have them: `farmctl mirror`, each in a network namespace, joined by a cable.
 
 Both share this machine's mounts: a killed node keeps its page cache, as after a crash of its processes. With
-`disks` they have a file system of its own, whose power can fail.
+`disks` they have a file system of its own, whose power can fail. With `second` they replicate two directories, `data`
+and `wal`, of which the second is on another file system.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,12 +58,32 @@ class MirrorNode:
         self.state = self.home / "state"
         self.disk: Disk | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self.second = base / f"second{number}"
+        self.wal = self.second / "wal"
+        self.wal_disk: Disk | None = None
+        self.several = False
+
+    @property
+    def directories(self) -> list[Path]:
+        """What it replicates."""
+        return [self.data, self.wal] if self.several else [self.data]
 
     def make_folders(self) -> None:
         """Its home, with the directory to replicate."""
-        self.data.mkdir(parents=True, exist_ok=True)
-        for folder in (self.home, self.data):
-            folder.chmod(0o755)
+        for folder in self.directories:
+            folder.mkdir(parents=True, exist_ok=True)
+            for each in (folder, folder.parent):
+                each.chmod(0o755)
+
+    def mount_second(self, kind: str, disk: Callable[[], Disk]) -> None:
+        """A file system for its second directory: `tmpfs`, or `ext4` on a disk whose power can fail."""
+        self.several = True
+        if kind == "ext4":
+            self.wal_disk = disk()
+            self.wal_disk.make()
+        else:
+            self.second.mkdir()
+            _run("mount", "-t", "tmpfs", "-o", "size=512m", "wal", self.second)
 
     def ctl(self, verb: str, *arguments: str, code: int = 0) -> dict[str, Any]:
         """`farmctl mirror VERB m --json`, and its data; raises Failed if it does not exit with `code`."""
@@ -157,12 +179,14 @@ class MirrorNode:
         assert self.disk is not None
         if self.pids():
             self.kill()
-        self.disk.lose()
+        for disk in filter(None, (self.disk, self.wal_disk)):
+            disk.lose()
 
     def power_on(self) -> None:
         """Its disk is there again; nothing of it runs."""
         assert self.disk is not None
-        self.disk.mount()
+        for disk in filter(None, (self.disk, self.wal_disk)):
+            disk.mount()
 
     def log(self, most_chars: int = 3000) -> str:
         """The end of its log."""
@@ -189,12 +213,15 @@ class TwoNodes:
         disks: Mapping[int, str] | None = None,
         disk: Callable[[Path, Path, str], Disk] = Disk,
         peers: Mapping[int, str] | None = None,
+        second: str = "",
         **values: float,
     ) -> None:
         """`disks`: sizes, for nodes with a `disk` of their own; `peers`: where a node reaches its peer, if not
-        directly; `values` are written into both mirror.json.
+        directly; `second`: of which kind a second directory's file system is; `values` go into both mirror.json.
         """
+        tag = f"{tag}{os.getpid() % 100_000}"  # two runs on one machine do not meet
         self.tag, self._options, self._tls, self._arbiter = tag, options, tls, arbiter
+        self._second = second
         self._disks, self._peers, self._values = disks or {}, peers or {}, values
         self._disk = disk
         self._witness: subprocess.Popen[bytes] | None = None
@@ -220,6 +247,9 @@ class TwoNodes:
             if node.number in self._disks:
                 node.disk = self._disk(self.base / f"disk{node.number}", node.home, self._disks[node.number])
                 node.disk.make()
+            if self._second:
+                place = (self.base / f"second{node.number}.image", node.second, "512M")
+                node.mount_second(self._second, partial(self._disk, *place))
             node.make_folders()
 
     def _cable(self) -> None:
@@ -252,7 +282,8 @@ class TwoNodes:
         if self._tls:
             self.one.ctl("keygen", "--out", str(keys))
         for node, other in ((self.one, self.two), (self.two, self.one)):
-            place = ["--directory", str(node.data), "--node", str(node.number), "--arbiter", arbiter, *self._options]
+            place = [word for each in node.directories for word in ("--directory", str(each))]
+            place += ["--node", str(node.number), "--arbiter", arbiter, *self._options]
             place += ["--listen", f"{node.address}:7800"]
             place += ["--peer", self._peers.get(node.number, f"{other.address}:7800")]
             place += ["--keys", str(keys / f"node-{node.number}")] if self._tls else ["--no-tls"]
@@ -300,11 +331,13 @@ class TwoNodes:
                 node.kill()
             node.forget()
             for _ in range(4):
-                points = [str(node.data), str(node.state / "m/mount")]  # the second in image mode
+                points = [*map(str, node.directories), str(node.state / "m/mount")]  # the last: for root only
                 subprocess.run(["umount", "-l", *points], capture_output=True, check=False)
             subprocess.run(["ip", "netns", "delete", node.netns], capture_output=True, check=False)
             if node.disk is not None:
                 node.disk.unmount()
+            if node.several:
+                node.wal_disk.unmount() if node.wal_disk else _run("umount", "-l", node.second)
         if error is None:
             shutil.rmtree(self.base, ignore_errors=True)
         else:

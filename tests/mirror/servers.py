@@ -32,10 +32,14 @@ class Database(ABC):
 
     name: str
     client_count = 3
+    second = ""
+    """It uses a second directory of the mirror, on a file system of this kind."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._server: subprocess.Popen[bytes] | None = None
+        self.wal_of: dict[Path, Path] = {}
+        """The second directory that is beside a first one."""
 
     @abstractmethod
     def create(self, folder: Path) -> None:
@@ -209,6 +213,24 @@ class Postgres(Database):
 
     def _sql(self, text: str) -> str:
         return as_postgres(postgres_programs() / "psql", "-h", self._scratch, "-At", "postgres", "-c", text)
+
+
+class PostgresTwoDirectories(Postgres):
+    """Its write-ahead log is in the mirror's second directory, on another file system than the tables."""
+
+    name = "postgresql-wal"
+    second = "ext4"
+
+    def start(self, folder: Path) -> None:
+        log, place = folder / "pg/pg_wal", self.wal_of[folder] / "pg_wal"
+        if not log.is_symlink():  # as `initdb --waldir` would have made it
+            shutil.move(log, place)
+            ask(["chown", "-R", "postgres:postgres", place])
+        elif log.readlink() != place:  # on real nodes the paths are the same
+            log.unlink()
+        if not log.is_symlink():
+            log.symlink_to(place)
+        super().start(folder)
 
 
 class MariaDb(Database):
@@ -387,4 +409,6 @@ class Firebird(Database):
         return os.environ | {"FIREBIRD": str(self._scratch), "FIREBIRD_LOCK": str(self._scratch)}
 
 
-DATABASES: dict[str, type[Database]] = {each.name: each for each in (Postgres, MariaDb, Sqlite, Firebird)}
+DATABASES: dict[str, type[Database]] = {
+    each.name: each for each in (Postgres, PostgresTwoDirectories, MariaDb, Sqlite, Firebird)
+}

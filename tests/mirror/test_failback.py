@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from farmd.mirror import journalfile
-from farmd.mirror.zones import Kind
+from farmd.mirror import handles, journalfile
+from farmd.mirror.zones import Cover, Kind, Mark, place
 from tests.mirror.logpair import MIRROR, LogPair
 from tests.mirror.operations import Actor, Planner, prepare
 
@@ -150,6 +150,20 @@ def test_random_operations_while_alone(pair: LogPair, seed: int) -> None:
         act(pair.mount, 1000 * seed + time_alone, 100)
         pair.settle()
         assert pair.differences() == []
+
+
+def test_a_path_of_the_targets_log_that_leads_through_a_symlink_now(pair: LogPair) -> None:
+    (pair.mount / "sub").mkdir()
+    (pair.mount / "sub/file").write_text("file")
+    pair.fail_back()
+    pair.part()
+    (pair.mount / "sub").rename(pair.mount / "kept")
+    (pair.mount / "sub").symlink_to("kept")
+    fd = os.open(pair.copy / "sub", os.O_RDONLY)
+    zone = place(handles.of(fd), b"file")
+    os.close(fd)
+    pair.fail_back(Cover({zone: Mark(zone, 0, hot=True)}))
+    assert pair.differences() == []
 
 
 def test_while_applications_write(pair: LogPair) -> None:

@@ -33,7 +33,7 @@ def test_what_is_created_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     config = load(tmp_path / "state/db")
     assert config.exclude == ("*.tmp", "/cache")
-    assert not config.own_mount
+    assert not config.directories[0].own_mount
     assert json.loads(out)["data"]["directories"][0]["exclude"] == ["*.tmp", "/cache"]
 
 
@@ -56,6 +56,63 @@ def test_a_mistake_is_told_and_changes_nothing(
     assert (found, said in error) == (code, True), error
     assert not (tmp_path / "state").exists()
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_several_directories_are_named_and_have_their_own_exclusions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pg_wal", "archive"):
+        (tmp_path / name).mkdir()
+    more = ["--directory", f"wal={tmp_path}/pg_wal", "--directory", str(tmp_path / "archive")]
+    more += ["--exclude", "*.tmp", "--exclude", "wal:/cache", "--exclude", "other:x"]
+    assert _farmctl(capsys, *_create(tmp_path, *more))[0] == 0
+    config = load(tmp_path / "state/db")
+    assert [(each.name, Path(each.path).name) for each in config.directories] == [
+        ("data", "data"),
+        ("wal", "pg_wal"),
+        ("archive", "archive"),
+    ]
+    assert [each.exclude for each in config.directories] == [
+        ("*.tmp", "other:x"),
+        ("*.tmp", "/cache", "other:x"),
+        ("*.tmp", "other:x"),
+    ]
+    code, out, _ = _farmctl(capsys, "mirror", "status", "--state", str(tmp_path / "state"))
+    assert code == 0
+    assert "as data" in out
+    assert str(tmp_path / "pg_wal") in out
+    assert "wal:/cache" in out
+
+
+@pytest.mark.parametrize(
+    ("second", "code", "said"),
+    [
+        ("data", 2, "is the same"),
+        ("link", 2, "is the same"),
+        ("data/below", 2, "is below"),
+        ("other/data", 2, "its name 'data'"),
+        ("missing", 4, "no such directory"),
+        ("a b", 2, "letters, digits"),
+    ],
+)
+def test_directories_that_cannot_be_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, code: int, said: str
+) -> None:
+    for name in ("data/below", "other/data", "a b"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data")
+    found, _, error = _farmctl(capsys, *_create(tmp_path, "--directory", str(tmp_path / second)))
+    assert (found, said in error) == (code, True), error
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_directory_of_another_mirror_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _farmctl(capsys, *_create(tmp_path))[0] == 0
+    words = _create(tmp_path)
+    words[words.index("db")] = "other"
+    code, _, error = _farmctl(capsys, *words)
+    assert (code, "of mirror db" in error) == (8, True)
+    assert not (tmp_path / "state/other").exists()
 
 
 def test_an_image_wants_an_empty_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

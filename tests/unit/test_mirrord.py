@@ -26,7 +26,7 @@ from farmd.mirrord.shell import Shell
 from farmd.mirrord.wire import Control, Peer
 from farmd.mirrord.witness import Witness
 from farmd.model.errors import BadRequest, FarmError, NotFound, Refused
-from farmd.model.mirrorfile import MirrorConfig, check, load, save
+from farmd.model.mirrorfile import Directory, MirrorConfig, check, load, save
 from farmd.model.nodes import NodeId
 
 MIRROR = bytes(range(16))
@@ -35,7 +35,7 @@ G1, G2, OTHER = Generation(1, 11), Generation(2, 22), Generation(2, 33)
 
 
 def _config(**changes: object) -> MirrorConfig:
-    values = {"name": "db", "mirror": MIRROR.hex(), "node": 1, "directory": "/srv/db"}
+    values = {"name": "db", "mirror": MIRROR.hex(), "node": 1, "directories": (Directory("/srv/db"),)}
     values |= {"listen": "192.0.2.1:7800", "peer": "192.0.2.2:7800"} | changes
     return MirrorConfig(**values)  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ class _Connection:
         {"node": 3},
         {"mirror": "ab"},
         {"ack": "never"},
-        {"directory": "relative"},
+        {"directories": (Directory("relative"),)},
         {"listen": "nowhere"},
         {"peer": "h:99999"},
         {"arbiter": "me"},

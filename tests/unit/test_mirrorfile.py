@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from farmd.model.errors import ConfigError
 from farmd.model.jsonplace import Places
-from farmd.model.mirrorfile import MirrorConfig, as_file, check, load, parse, save
+from farmd.model.mirrorfile import Directory, MirrorConfig, as_file, check, clash, load, parse, save
 
-GOOD = MirrorConfig("db", "0" * 32, 1, "/srv/db", "192.0.2.1:7800", "192.0.2.2:7800", exclude=("*.tmp", "/a/b"))
+GOOD = MirrorConfig(
+    "db", "0" * 32, 1, (Directory("/srv/db", exclude=("*.tmp", "/a/b")),), "192.0.2.1:7800", "192.0.2.2:7800"
+)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -53,11 +56,74 @@ def test_a_mistake_is_named_by_its_line_and_column(text: str, at: str, cause: st
     assert (line, column) == (text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
-def test_several_directories_are_refused_where_they_stand() -> None:
-    text = _lines(directories=[{"path": "/a"}, {"path": "/b"}])
+SEVERAL = replace(
+    GOOD,
+    directories=(Directory("/srv/db", "db", ("*.tmp", "/a")), Directory("/ssd/wal", "wal", ("x",), own_mount=True)),
+)
+
+
+def test_several_directories_are_written_and_read_back(tmp_path: Path) -> None:
+    save(tmp_path / "db", check(SEVERAL))
+    assert load(tmp_path / "db") == SEVERAL
+    assert SEVERAL.exclude == ("//db/*.tmp", "//db//a", "//wal/x")
+    assert SEVERAL.identity["exclude"] == ["db:*.tmp", "db:/a", "wal:x"]
+    assert "name" not in as_file(GOOD)["directories"][0]
+
+
+def test_a_directory_is_called_by_the_last_part_of_its_path() -> None:
+    config = parse("mirror.json", _lines(directories=[{"path": "/a/data"}, {"path": "/b/x", "name": "wal"}]))
+    assert [each.name for each in config.directories] == ["data", "wal"]
+
+
+def test_nodes_are_alike_by_names_and_not_by_places_or_order() -> None:
+    other = replace(SEVERAL, directories=tuple(replace(each, path=f"/n2{each.path}") for each in SEVERAL.directories))
+    assert replace(other, directories=other.directories[::-1]).shape == SEVERAL.shape
+    assert GOOD.shape == {"exclude": ["*.tmp", "/a/b"], "image": False}
+    renamed = (replace(SEVERAL.directories[0], name="data"), SEVERAL.directories[1])
+    assert replace(SEVERAL, directories=renamed).shape != SEVERAL.shape
+
+
+def test_people_are_told_whole_paths_of_several_directories() -> None:
+    assert SEVERAL.place(b"wal/00/1") == b"/ssd/wal/00/1"
+    assert SEVERAL.place(b"db") == b"/srv/db"
+    assert GOOD.place(b"wal/00/1") == b"wal/00/1"
+
+
+@pytest.mark.parametrize(
+    ("directories", "at", "cause"),
+    [
+        ([{"path": "/a"}, {"path": "/a"}], 1, "is the same as /a"),
+        ([{"path": "/a"}, {"path": "/b"}, {"path": "/a/b/c"}], 2, "is below /a"),
+        ([{"path": "/a/b"}, {"path": "/a"}], 1, "holds /a/b"),
+        ([{"path": "/a/data"}, {"path": "/b/data"}], 1, "name 'data' is that of /a/data"),
+        ([{"path": "/a"}, {"path": "/b b"}], 1, "has letters, digits"),
+        ([{"path": "/a"}, {"path": "/b", "image_bytes": 1 << 30}], 1, "only directory"),
+        ([{"path": "/a"}, {"path": "b"}], 1, "begin with /"),
+    ],
+)
+def test_directories_that_cannot_be_one_mirror(directories: list[dict[str, object]], at: int, cause: str) -> None:
+    text = _lines(directories=directories)
     ((line, _, said),) = _where(text)
-    assert "exactly one" in said
-    assert "directories" in text.splitlines()[line - 1]
+    assert cause in said
+    starts = [number for number, each in enumerate(text.splitlines(), 1) if '"path"' in each]
+    assert starts[at] - 1 <= line <= starts[at] + 1
+
+
+@pytest.mark.parametrize("count", [0, 33])
+def test_how_many_directories_there_may_be(count: int) -> None:
+    ((_, _, said),) = _where(_lines(directories=[{"path": f"/{number}"} for number in range(count)]))
+    assert "1 to 32" in said
+
+
+def test_a_directory_is_in_one_mirror_only(tmp_path: Path) -> None:
+    save(tmp_path / "db", SEVERAL)
+    assert clash(SEVERAL, tmp_path) is None
+    for path, how in (("/ssd/wal", "is the same as"), ("/srv/db/x", "is below"), ("/ssd", "holds")):
+        refused = clash(replace(GOOD, name="other", directories=(Directory(path),)), tmp_path)
+        assert refused is not None
+        assert how in refused.cause
+        assert "mirror db" in refused.cause
+    assert clash(replace(GOOD, name="other", directories=(Directory("/srv/db2"),)), tmp_path) is None
 
 
 def test_all_mistakes_are_named_at_once_and_broken_json_by_its_place() -> None:
