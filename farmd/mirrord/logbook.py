@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 from farmd.mirror.failback import cover_of
@@ -60,9 +62,18 @@ class Logbook:
             clear(self.path, self._mirror, cover)
             self.inherited = True
 
-    def for_the_peer(self, root: int) -> Meta:
-        """Where this node's copy may differ, by paths."""
+    def for_the_peer(self, root: int) -> int:
+        """Where this node's copy may differ, by paths, as a file in memory for another process; close it."""
         try:
-            return cover_of(root, load(self.path, self._mirror))
+            return handed(cover_of(root, load(self.path, self._mirror)))
         except JournalDamaged:
-            return {"everything": True}
+            return handed({"everything": True})
+
+
+def handed(meta: Meta) -> int:
+    """A file in memory that holds `meta`, to be read from its beginning."""
+    fd = os.memfd_create("farmd-cover")
+    with os.fdopen(os.dup(fd), "w") as file:
+        json.dump(meta, file)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -161,8 +161,9 @@ class Resync:
         self.shown = Shown("failback")
         try:
             zones_token, token = _token(), _token()
-            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "mode": 0})
-            self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+            # The stream first: the target then knows that what it receives with is of no more use.
+            self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch})
+            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "shape": self._config.shape})
             with self._awaited(zones_token) as answered:
                 zones = await self._peer.call(Connection.ZONES, zones_token)
                 with zones, await self._peer.call(Connection.STREAM, token) as stream:
@@ -221,7 +222,7 @@ class Resync:
     async def _stream(self, tree: Tree, epoch: int, *, anew: bool = False) -> None:
         token = _token()
         # Announced first: the peer then expects the end of the old one.
-        self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+        self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch})
         if anew:
             await tree.part()
         with await self._peer.call(Connection.STREAM, token) as sock:
