@@ -16,11 +16,13 @@ from typing import Any
 
 from farmd.mirror import attributes, handles
 from farmd.mirror.datapath import digest_blocks, punch
-from farmd.mirror.zonewire import BLOCK_BYTES, Link, Meta, Op
+from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op
 from farmd.model.errors import PeerError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+_MISSING_TOLD = 100
+_MOST_DIGESTS = MAX_DATA // 16
 
 
 class Patching:
@@ -53,8 +55,10 @@ class Patching:
         self._link.flush()
         try:
             self._apply_all()
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            text = f"a change could not be made there: {error}"
+        except PeerError:
+            raise
+        except Exception as error:  # what a lying primary puts into a frame may be wrong in any way
+            text = f"a change could not be made there: {error or type(error).__name__}"
             self._link.send(Op.FAILED, {"text": text})
             self._link.flush()
             raise PeerError("the failback", text, "It is tried again; see that the disk has room") from error
@@ -87,7 +91,7 @@ class Patching:
         st = self._stat(path)
         if st is None or not stat.S_ISDIR(st.st_mode):
             if meta.get("expected"):
-                self._missing.append(meta["p"])
+                self._lacks(meta["p"])
                 return
             self._clear(path)
             os.mkdir(_name(path), 0o700, dir_fd=self._parent(path))
@@ -122,7 +126,7 @@ class Patching:
         path, to = _path(meta["p"]), _path(meta["to"])
         have, wanted = self._stat(path), self._stat(to)
         if wanted is None or stat.S_ISDIR(wanted.st_mode):
-            self._missing.append(meta["to"])
+            self._lacks(meta["to"])
             return
         if have is not None and (have.st_dev, have.st_ino) == (wanted.st_dev, wanted.st_ino):
             return
@@ -148,6 +152,10 @@ class Patching:
 
     def _ask(self, meta: Meta, _: bytes) -> None:
         path = _path(meta["p"])
+        wanted = [(offset, -(-length // BLOCK_BYTES)) for offset, length in meta["r"]]
+        counts = [count for _, count in wanted]
+        if min(counts, default=0) < 0 or sum(counts) > _MOST_DIGESTS:
+            raise ValueError("more digests than an answer carries")
         try:
             fd = self._regular(path, meta["n"]) if meta["whole"] else self._open(path, meta["n"])
         except OSError as error:
@@ -156,9 +164,7 @@ class Patching:
             self._answer({"missing": True})
             return
         try:
-            digests = [
-                digest_blocks(fd, offset, -(-length // BLOCK_BYTES), BLOCK_BYTES) for offset, length in meta["r"]
-            ]
+            digests = [digest_blocks(fd, offset, count, BLOCK_BYTES) for offset, count in wanted]
             counts = [len(each) // 16 for each in digests]
             self._answer({"size": os.fstat(fd).st_size, "counts": counts}, b"".join(digests))
         finally:
@@ -172,7 +178,7 @@ class Patching:
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            self._missing.append(meta["p"])
+            self._lacks(meta["p"])
             return
         self._file = (fd, meta)
         if os.fstat(fd).st_size != meta["size"]:
@@ -200,7 +206,7 @@ class Patching:
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            self._missing.append(meta["p"])
+            self._lacks(meta["p"])
             return
         try:
             attributes.apply(fd, meta["a"])
@@ -212,9 +218,13 @@ class Patching:
         if meta.get("durable"):
             handles.sync_file_system(self._root)
         missing, self._missing = self._missing, []
-        self._answer({"missing": missing[:100]})
+        self._answer({"missing": missing})
 
     # ---- inside ----
+
+    def _lacks(self, path: str) -> None:
+        if len(self._missing) < _MISSING_TOLD:
+            self._missing.append(path)
 
     def _answer(self, meta: Meta, data: bytes = b"") -> None:
         self._link.send(Op.ANSWER, meta, data)

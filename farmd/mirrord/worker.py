@@ -92,8 +92,10 @@ class Worker(Engine):
             self._send({"event": "progress", "token": token, "progress": asdict(bulk.progress())})
 
     def _patch(self, order: Message, fds: list[int]) -> Message:
-        if self._patching is not None and self._patching.is_alive():
+        if self._zones is not None:
             raise ValueError("a failback goes on already")
+        if self._patching is not None:
+            self._patching.join()  # it has told its end, and a moment later it is over
         with os.fdopen(os.dup(fds[1]), "rb") as file:
             cover = json.load(file)
         self._zones = socket.socket(fileno=os.dup(fds[0]))
@@ -111,15 +113,16 @@ class Worker(Engine):
         except (FarmError, OSError) as error:
             result = {"error": str(error)}
         finally:
+            self._zones = None
             zones.close()
         self._send({"event": "passed", "token": order["token"]} | result)
 
     def _stop(self) -> None:
         if self._bulk is not None:
             self._bulk.stop()
-        if self._zones is not None:
+        if (zones := self._zones) is not None:
             with contextlib.suppress(OSError):
-                self._zones.shutdown(socket.SHUT_RDWR)
+                zones.shutdown(socket.SHUT_RDWR)
         for thread in (self._passing, self._patching):
             if thread is not None:
                 thread.join()
