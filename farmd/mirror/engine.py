@@ -197,6 +197,7 @@ class Engine:
         self._counting = bool(order.get("count"))
         self._mounted = WriteThrough(settings)
         if settings.confirm and "log" in order:
+            self._excluded = settings.excluded
             self._root = os.open(settings.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             log = order["log"]
             self._keeper = Keeper(
@@ -242,7 +243,8 @@ class Engine:
             plain = _tls(sock, wanted) if wanted else sock
             link = self._failback_link = Link(plain)
             tls = self._secure(order, stream, server=False)
-            failback = Failback(self._fs(), keeper, self._root, link, order["rate_bytes_s"], order["freeze_s"])
+            pace = (order["rate_bytes_s"], order["freeze_s"])
+            failback = Failback(self._fs(), keeper, self._root, link, *pace, self._excluded)
             came = failback.run(lambda: self._fs().attach(stream, order["session"], order["epoch"], tls))
             self._send({"event": "failback"} | asdict(came))
         except (OSError, ValueError, FarmError) as error:

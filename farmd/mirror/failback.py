@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from farmd.mirror.datapath import WriteThrough
 from farmd.mirror.dirty import Batch
@@ -53,10 +54,17 @@ class Failback:
     """One failback over one link. `run` blocks and may be called once."""
 
     def __init__(
-        self, fs: WriteThrough, keeper: Keeper, root: int, link: Link, rate_bytes_s: int, freeze_s: float
+        self,
+        fs: WriteThrough,
+        keeper: Keeper,
+        root: int,
+        link: Link,
+        rate_bytes_s: int,
+        freeze_s: float,
+        excluded: tuple[str, ...] = (),
     ) -> None:
         self._fs, self._keeper, self._root, self._link = fs, keeper, root, link
-        self._rate, self._freeze_s = rate_bytes_s, freeze_s
+        self._rate, self._freeze_s, self._excluded = rate_bytes_s, freeze_s, excluded
         self._bucket = Bucket(time.monotonic_ns())
         self._until: float | None = None
         self.came = Came()
@@ -100,7 +108,8 @@ class Failback:
     def _round(self, batch: Batch, wanted: Wanted, *, still: bool) -> Wanted:
         if self._keeper.everything:
             raise LogLied("the log of dirty zones", "it outgrew its bound", "Everything is compared")
-        sender = Sender(self._root, self._link, batch, still=still, paced=self._paced)
+        more: dict[str, Any] = {"still": still, "paced": self._paced, "excluded": self._excluded}
+        sender = Sender(self._root, self._link, batch, **more)
         sender.run(wanted)
         self.came.rounds += 1
         self.came.files += sender.files

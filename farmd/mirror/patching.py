@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from farmd.mirror import attributes, handles
-from farmd.mirror.datapath import digest_blocks, punch
+from farmd.mirror.datapath import digest_blocks, excludes, punch
+from farmd.mirror.places import join
 from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op
 from farmd.model.errors import PeerError
 
@@ -28,8 +29,9 @@ _MOST_DIGESTS = MAX_DATA // 16
 class Patching:
     """One failback. `run` blocks; closing the link from elsewhere ends it."""
 
-    def __init__(self, root: int, link: Link) -> None:
-        self._root, self._link = root, link
+    def __init__(self, root: int, link: Link, excluded: tuple[str, ...] = ()) -> None:
+        """`excluded`: what a primary may not name. It goes only with a directory that goes."""
+        self._root, self._link, self._excluded = root, link, excluded
         self._folder: tuple[bytes, int] | None = None
         self._file: tuple[int, Meta] | None = None
         self._missing: list[str] = []
@@ -81,13 +83,13 @@ class Patching:
 
     def _remove(self, meta: Meta, _: bytes) -> None:
         try:
-            self._clear(_path(meta["p"]))
+            self._clear(self._path(meta["p"]))
         except OSError as error:
             if error.errno not in _GONE:
                 raise
 
     def _make_folder(self, meta: Meta, _: bytes) -> None:
-        path = _path(meta["p"], root=True)
+        path = self._path(meta["p"], root=True)
         st = self._stat(path)
         if st is None or not stat.S_ISDIR(st.st_mode):
             if meta.get("expected"):
@@ -101,15 +103,15 @@ class Patching:
     def _keep_only(self, path: bytes, names: set[bytes]) -> None:
         fd = handles.open_below(self._root, path, _DIRECTORY)
         try:
-            for name in os.listdir(fd):
-                if os.fsencode(name) not in names:
+            for name in map(os.fsencode, os.listdir(fd)):
+                if name not in names and not excludes(self._excluded, join(path, name)):
                     self._forget_folder()
-                    _remove_at(fd, os.fsencode(name))
+                    _remove_at(fd, name)
         finally:
             os.close(fd)
 
     def _special(self, meta: Meta, _: bytes) -> None:
-        path, mode = _path(meta["p"]), int(meta["mode"])
+        path, mode = self._path(meta["p"]), int(meta["mode"])
         name, st = _name(path), self._stat(path)
         same = st is not None and stat.S_IFMT(st.st_mode) == stat.S_IFMT(mode) and st.st_rdev == meta["rdev"]
         if same and stat.S_ISLNK(mode):
@@ -123,7 +125,7 @@ class Patching:
         self._attributes(meta, b"")
 
     def _hard_link(self, meta: Meta, _: bytes) -> None:
-        path, to = _path(meta["p"]), _path(meta["to"])
+        path, to = self._path(meta["p"]), self._path(meta["to"])
         have, wanted = self._stat(path), self._stat(to)
         if wanted is None or stat.S_ISDIR(wanted.st_mode):
             self._lacks(meta["to"])
@@ -141,7 +143,7 @@ class Patching:
     # ---- files ----
 
     def _small(self, meta: Meta, data: bytes) -> None:
-        fd = self._regular(_path(meta["p"]), meta["n"])
+        fd = self._regular(self._path(meta["p"]), meta["n"])
         try:
             if os.fstat(fd).st_size != len(data) or os.pread(fd, len(data) + 1, 0) != data:
                 _write(fd, data, 0)
@@ -151,7 +153,7 @@ class Patching:
             os.close(fd)
 
     def _ask(self, meta: Meta, _: bytes) -> None:
-        path = _path(meta["p"])
+        path = self._path(meta["p"])
         wanted = [(offset, -(-length // BLOCK_BYTES)) for offset, length in meta["r"]]
         counts = [count for _, count in wanted]
         if min(counts, default=0) < 0 or sum(counts) > _MOST_DIGESTS:
@@ -173,7 +175,7 @@ class Patching:
     def _begin_file(self, meta: Meta, _: bytes) -> None:
         self._end_file({}, b"")
         try:
-            path = _path(meta["p"])
+            path = self._path(meta["p"])
             fd = self._regular(path, meta["n"]) if meta["whole"] else self._open(path, meta["n"])
         except OSError as error:
             if error.errno not in _GONE:
@@ -202,7 +204,7 @@ class Patching:
 
     def _attributes(self, meta: Meta, _: bytes) -> None:
         try:
-            fd = handles.open_below(self._root, _path(meta["p"], root=True), os.O_PATH)
+            fd = handles.open_below(self._root, self._path(meta["p"], root=True), os.O_PATH)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
@@ -221,6 +223,12 @@ class Patching:
         self._answer({"missing": missing})
 
     # ---- inside ----
+
+    def _path(self, text: str, *, root: bool = False) -> bytes:
+        path = _path(text, root=root)
+        if excludes(self._excluded, path):
+            raise ValueError(f"{os.fsdecode(path)!r} is not replicated here")
+        return path
 
     def _lacks(self, path: str) -> None:
         if len(self._missing) < _MISSING_TOLD:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,8 +20,12 @@ FILE = "journal"
 class Logbook:
     """One node's journal on disk. Every method is durable on return and may raise OSError."""
 
-    def __init__(self, folder: Path, mirror: bytes) -> None:
-        self.path, self._mirror = folder / FILE, mirror
+    def __init__(self, folder: Path, mirror: bytes, excluded: tuple[str, ...] = ()) -> None:
+        """A journal that was kept under other exclusions is as good as none: it says nothing of what was excluded."""
+        patterns = "\n".join(excluded).encode(errors="surrogateescape")
+        self.path = folder / FILE
+        self.owner = hashlib.blake2b(patterns, key=mirror, digest_size=len(mirror)).digest() if excluded else mirror
+        """Whose journal it is, in its file."""
         self.inherited = False
         """The journal says "everything" only until what was received is durable."""
 
@@ -30,19 +35,19 @@ class Logbook:
             self.clear()
             return True
         try:
-            load(self.path, self._mirror)
+            load(self.path, self.owner)
         except JournalDamaged:
             return False
         return True
 
     def clear(self) -> None:
         """Nothing differs."""
-        clear(self.path, self._mirror)
+        clear(self.path, self.owner)
         self.inherited = False
 
     def everything(self) -> None:
         """All must be compared."""
-        clear(self.path, self._mirror, Cover(tree=b""))
+        clear(self.path, self.owner, Cover(tree=b""))
         self.inherited = False
 
     def inherit(self, *, received: bool) -> None:
@@ -54,18 +59,18 @@ class Logbook:
         if not received:
             return
         try:
-            cover = load(self.path, self._mirror)
+            cover = load(self.path, self.owner)
         except JournalDamaged:
             return  # it says "everything" already
         if cover.tree is None:
             cover.tree = b""
-            clear(self.path, self._mirror, cover)
+            clear(self.path, self.owner, cover)
             self.inherited = True
 
     def for_the_peer(self, root: int) -> int:
         """Where this node's copy may differ, by paths, as a file in memory for another process; close it."""
         try:
-            return handed(cover_of(root, load(self.path, self._mirror)))
+            return handed(cover_of(root, load(self.path, self.owner)))
         except JournalDamaged:
             return handed({"everything": True})
 

@@ -147,8 +147,7 @@ class Resync:
 
     async def bring_up(self, tree: Tree, epoch: int) -> None:
         """Make the peer equal and attach it: from the log of dirty zones if it says enough, else by comparing all."""
-        # The log's failback moves whole directories and knows no exclusions.
-        if not self._config.exclude and not await tree.log_says_everything():
+        if not await tree.log_says_everything():
             try:
                 await self._from_log(tree, epoch)
                 return

@@ -76,7 +76,8 @@ class Serving:
             "peer_ms": int(self._config.peer_timeout_s * 1000),
             "confirm": True,
         }
-        log = {"path": str(self._logbook.path), "mirror": self._config.mirror, "inherited": self._logbook.inherited}
+        logbook = self._logbook
+        log = {"path": str(logbook.path), "mirror": logbook.owner.hex(), "inherited": logbook.inherited}
         try:
             await engine.do("mount", settings=settings, log=log)
         except FarmError:

@@ -109,7 +109,7 @@ class Worker(Engine):
             sock = zones.dup()  # `_stop` ends the connection by the other one
             sock.setblocking(True)
             with sock, secured(sock, _keys(order), order["peer"]) as plain, contextlib.closing(Link(plain)) as link:
-                Patching(order["root"], link).run(cover)
+                Patching(order["root"], link, tuple(order["excluded"])).run(cover)
         except (FarmError, OSError) as error:
             result = {"error": str(error)}
         finally:

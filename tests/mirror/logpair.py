@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from farmd.mirror import journalfile
+from farmd.mirror.datapath import excludes
 from farmd.mirror.failback import cover_of
 from farmd.mirror.zones import Cover
 from farmd.mirrord.logbook import handed
@@ -32,12 +33,13 @@ class LogPair:
         freeze_s: float = 60.0,
         rate_bytes_s: int = 0,
         *,
+        excluded: tuple[str, ...] = (),
         folder: Path | None = None,
         connect: Callable[[], tuple[socket.socket, socket.socket]] = connected,
     ) -> None:
         """`connect` gives the two ends of a new connection between the nodes."""
         self._pace: dict[str, Any] = {"freeze_s": freeze_s, "rate_bytes_s": rate_bytes_s}
-        self._connect = connect
+        self._connect, self._excluded = connect, excluded
         self.pair = Pair(folder)
         self.mount, self.backing, self.copy = self.pair.mount, self.pair.backing, self.pair.copy
         self.journal = self.pair.base / "journal"
@@ -56,6 +58,7 @@ class LogPair:
     def start(self) -> None:
         """Mount, alone."""
         settings = {"backing": str(self.backing), "mount_point": str(self.mount), "confirm": True}
+        settings |= {"excluded": self._excluded}
         self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
 
     def begin_fail_back(self, their_log: Cover | None = None) -> None:
@@ -82,7 +85,7 @@ class LogPair:
 
     def patch(self, theirs: socket.socket, root: int, their_log: Cover) -> None:
         """The target takes a failback from `theirs`; "passed" is its last word."""
-        order = {"root": root, "token": self.pair.session, "excluded": [], "keys": None, "peer": ""}
+        order = {"root": root, "token": self.pair.session, "excluded": self._excluded, "keys": None, "peer": ""}
         copy = os.open(self.copy, os.O_RDONLY | os.O_DIRECTORY)
         with os.fdopen(handed(cover_of(copy, their_log))) as cover:
             self.pair.secondary.do("patch", theirs.fileno(), cover.fileno(), **order)
@@ -120,8 +123,8 @@ class LogPair:
         self.pair.primary = EngineProcess()
 
     def differences(self) -> list[str]:
-        """Between both copies, as a user of the directories sees them."""
-        return differences(self.backing, self.copy)
+        """Between both copies, as a user of the directories sees them, but for what is excluded."""
+        return differences(self.backing, self.copy, skip=lambda path: excludes(self._excluded, path))
 
     def log(self) -> Cover:
         """What the journal says on the disk."""

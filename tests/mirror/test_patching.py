@@ -168,6 +168,26 @@ def test_a_link_that_the_failback_itself_makes_is_not_followed_either(target: Ta
     assert not (target.inside / "folder/a").exists()
 
 
+def test_what_is_excluded_is_neither_written_nor_removed(tmp_path: Path) -> None:
+    target = Target(tmp_path, "*.tmp", "/cache")
+    mine = {"own.tmp": "root", "folder/own.tmp": "deep", "cache/own": "cache"}
+    (target.inside / "cache").mkdir()
+    for name, text in mine.items():
+        (target.inside / name).write_text(text)
+    try:
+        for path in ("own.tmp", "new.tmp", "cache", "cache/own", "cache/new", "folder/own.tmp", "own.tmp/below"):
+            for frame in frames_at(path):
+                assert "not replicated here" in target.take(frame), frame
+        assert (
+            target.take((Op.FOLDER, at("folder", names=[]), b""), (Op.FOLDER, at("", names=[hexed("folder")]), b""))
+            == ""
+        )
+        assert {name: (target.inside / name).read_text() for name in mine} == mine
+        assert sorted(os.listdir(target.inside)) == ["cache", "folder", "own.tmp"]
+    finally:
+        target.close()
+
+
 DEEP = b'{"p":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 WRONG: list[tuple[Op, Meta, bytes]] = [
     (Op.SMALL, {}, b""),
