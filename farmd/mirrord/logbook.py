@@ -13,8 +13,11 @@ from farmd.mirror.journal import JournalDamaged
 from farmd.mirror.journalfile import clear, load
 from farmd.mirror.zones import Cover
 from farmd.mirror.zonewire import Meta
+from farmd.mirrord.disk import sync_folder
 
 FILE = "journal"
+MENDING = "mending"
+"""A file of this name is there while a repair goes on: what it has half mended is in no log."""
 
 
 class Logbook:
@@ -34,6 +37,8 @@ class Logbook:
         if is_new:
             self.clear()
             return True
+        if self.is_mending:
+            return False
         try:
             load(self.path, self.owner)
         except JournalDamaged:
@@ -44,11 +49,24 @@ class Logbook:
         """Nothing differs."""
         clear(self.path, self.owner)
         self.inherited = False
+        self.end_mending()
 
     def everything(self) -> None:
         """All must be compared."""
         clear(self.path, self.owner, Cover(tree=b""))
         self.inherited = False
+        self.end_mending()
+
+    def begin_mending(self) -> None:
+        """A repair begins: from now on the log says too little, also after a crash."""
+        self._mending.touch()
+        sync_folder(self.path.parent)
+
+    def end_mending(self) -> None:
+        """The repair is whole, or the log says that everything may differ."""
+        if self.is_mending:
+            self._mending.unlink()
+            sync_folder(self.path.parent)
 
     def inherit(self, *, received: bool) -> None:
         """What was received and is not flushed may be lost with the power: until it is, all would have to be compared.
@@ -67,8 +85,19 @@ class Logbook:
             clear(self.path, self.owner, cover)
             self.inherited = True
 
+    @property
+    def is_mending(self) -> bool:
+        """A repair was cut, and nobody has compared everything since."""
+        return self._mending.exists()
+
+    @property
+    def _mending(self) -> Path:
+        return self.path.with_name(MENDING)
+
     def for_the_peer(self, root: int) -> int:
         """Where this node's copy may differ, by paths, as a file in memory for another process; close it."""
+        if self.is_mending:
+            return handed({"everything": True})
         try:
             return handed(cover_of(root, load(self.path, self.owner)))
         except JournalDamaged:

@@ -68,6 +68,9 @@ class Tree(Protocol):
     async def part(self) -> None:
         """End the stream: another is attached at once."""
 
+    async def mending(self, *, begins: bool) -> None:
+        """The peer's copy is being repaired, which no log says; durable on return."""
+
 
 @dataclass(slots=True)
 class Shown:
@@ -256,6 +259,7 @@ class Resync:
         What is being written differs for a moment. So names that differ are compared again with changes held back and
         everything settled; with `repair` they are made equal in the same moment, between two operations of the stream.
         """
+        self.mending = False
         counters, found = await self.compare(Mode.VERIFY)
         if not found:
             return counters, []
@@ -265,11 +269,15 @@ class Resync:
                 await tree.settle()
                 self.shown = Shown("repair" if repair else "verify")
                 mode = Mode.SYNC if repair else Mode.VERIFY
-                self.mending = repair
+                if repair:
+                    self.mending = True
+                    await tree.mending(begins=True)
                 again, found = await self._pass(mode, Pass.CONTENTS, only=names)
                 if repair and found:
                     await self._stream(tree, epoch, anew=True)
-                self.mending = False
+                if repair:
+                    await tree.mending(begins=False)
+                    self.mending = False
         except TimeoutError as error:
             cause = f"{len(names)} names could not be compared again within {self._config.freeze_s:g} s"
             raise TimedOut("verify", cause, "Try when less is written, raise freeze_s, or order a resync") from error

@@ -84,6 +84,8 @@ class Serving:
             await engine.end()
             raise
         self._engine, self._mounted = engine, True
+        if logbook.is_mending:
+            await self.compare_all()
         if self._image is not None:
             try:
                 await asyncio.to_thread(self._image.mount)
@@ -192,8 +194,13 @@ class Serving:
         """The log says "everything" from now on."""
         if self._engine is not None and self._mounted:
             await self._engine.do("log", everything=True)
+            self._logbook.end_mending()
         else:
             self._logbook.everything()
+
+    async def mending(self, *, begins: bool) -> None:
+        """A repair begins, or it is whole; durable on return."""
+        await asyncio.to_thread(self._logbook.begin_mending if begins else self._logbook.end_mending)
 
     async def log_says_everything(self) -> bool:
         """Whether a failback from the log is of no use."""
