@@ -103,13 +103,7 @@ def secured(sock: socket.socket, keys: Keys | None, peer: str) -> Iterator[socke
     if keys is None:
         yield sock
         return
-    sock.settimeout(_HANDSHAKE_S)
-    try:
-        tls = keys.server().wrap_socket(sock, server_side=True)
-    except (OSError, ssl.SSLError) as error:
-        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
-    with tls:
-        check_name(tls, peer)
+    with _shake_hands(sock, keys, peer, server=True) as tls:
         tls.settimeout(None)
         yield tls
 
@@ -117,13 +111,7 @@ def secured(sock: socket.socket, keys: Keys | None, peer: str) -> Iterator[socke
 @contextlib.contextmanager
 def _secured(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> Any:
     """A plain socket whose bytes travel over `sock` under TLS."""
-    sock.settimeout(_HANDSHAKE_S)
-    context = keys.server() if server else keys.client()
-    try:
-        tls = context.wrap_socket(sock, server_side=server, server_hostname=None if server else peer)
-    except (OSError, ssl.SSLError) as error:
-        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
-    check_name(tls, peer)
+    tls = _shake_hands(sock, keys, peer, server=server)
     ours, theirs = socket.socketpair()
     pump = threading.Thread(target=_pump, args=(theirs, tls), name="mirror-tls")
     pump.start()
@@ -134,6 +122,21 @@ def _secured(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> Any
         pump.join()
         theirs.close()
         tls.close()
+
+
+def _shake_hands(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> ssl.SSLSocket:
+    sock.settimeout(_HANDSHAKE_S)
+    context = keys.server() if server else keys.client()
+    try:
+        tls = context.wrap_socket(sock, server_side=server, server_hostname=None if server else peer)
+    except (OSError, ssl.SSLError) as error:
+        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
+    try:
+        check_name(tls, peer)
+    except PeerError:
+        tls.close()
+        raise
+    return tls
 
 
 def _pump(plain: socket.socket, tls: ssl.SSLSocket) -> None:
