@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from farmd.mirror.again import look_again
 from farmd.mirror.checksum import Finding, Kind, Mode, Pass, Progress
 from farmd.mirror.zonewire import LogLied
-from farmd.mirrord.bulk import BulkPass
+from farmd.mirrord.bulk import BulkPass, in_parts
 from farmd.mirrord.enginelink import path_of
 from farmd.mirrord.keys import Keys, node_name
 from farmd.mirrord.wire import Kind as Connection
@@ -37,7 +37,6 @@ _QUICK_S = 0.25
 """A pass shorter than this is not worth repeating before the last one."""
 _ROUNDS = 5
 PROBE_BYTES = 8 << 20
-_PART_BYTES = 64 * 1024
 _NAMES_SHOWN = 500
 
 
@@ -290,7 +289,7 @@ class Resync:
         self, mode: Mode, passes: Pass, *, rate: int = 0, only: tuple[bytes, ...] | None = None
     ) -> tuple[dict[str, int], list[Finding]]:
         token = _token()
-        for names in _parts(only or ()):
+        for names in in_parts(only or (), lambda path: path):
             self._say({"shell": "names", "token": token, "paths": [path.hex() for path in names]})
         probe = PROBE_BYTES if mode is Mode.DIFF else 0
         with self._awaited(token) as answered:
@@ -358,19 +357,6 @@ def outcome(counters: dict[str, int], found: list[Finding]) -> dict[str, Any]:
         "differences": len(differing),
         "equal": not found and not counters["errors"],
     }
-
-
-def _parts(names: tuple[bytes, ...]) -> Iterator[list[bytes]]:
-    """So many at a time that they fit a message."""
-    part, room = list[bytes](), _PART_BYTES
-    for name in names:
-        if part and len(name) > room:
-            yield part
-            part, room = [], _PART_BYTES
-        part.append(name)
-        room -= len(name) + 4
-    if part:
-        yield part
 
 
 async def _prefer_its_words(answered: asyncio.Future[Message], error: FarmError) -> None:
