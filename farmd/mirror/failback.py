@@ -26,7 +26,7 @@ from farmd.mirror.pace import Bucket
 from farmd.mirror.places import Places, Unfindable, join
 from farmd.mirror.ranges import Range
 from farmd.mirror.sending import Sender, Wanted
-from farmd.mirror.zones import BLOCK_BYTES, Cover, Kind
+from farmd.mirror.zones import BLOCK_BYTES, BLOCKS_PER_ZONE, Cover, Kind
 from farmd.mirror.zonewire import Link, LogLied, Meta, Op
 from farmd.model.errors import FarmError, PeerError, TimedOut
 
@@ -181,7 +181,7 @@ def cover_of(root: int, cover: Cover) -> Meta:
                     if zone.kind is Kind.DATA:
                         mask = zone.full if mark.hot else mark.mask
                         first, last = (mask & -mask).bit_length() - 1, mask.bit_length()
-                        start = zone.number * 256 + first
+                        start = zone.number * BLOCKS_PER_ZONE + first
                         ranges.append((start * BLOCK_BYTES, (last - first) * BLOCK_BYTES))
     except Unfindable:
         return everything
