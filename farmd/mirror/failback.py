@@ -26,8 +26,8 @@ from farmd.mirror.pace import Bucket
 from farmd.mirror.places import Places, Unfindable, join
 from farmd.mirror.ranges import Range
 from farmd.mirror.sending import Sender, Wanted
-from farmd.mirror.zones import BLOCK_BYTES, BLOCKS_PER_ZONE, Cover, Kind
-from farmd.mirror.zonewire import Link, LogLied, Meta, Op
+from farmd.mirror.zones import BLOCK_BYTES, BLOCKS_PER_ZONE, ZONE_BYTES, Cover, Kind
+from farmd.mirror.zonewire import Link, LogLied, Meta, Op, path_from
 from farmd.model.errors import FarmError, PeerError, TimedOut
 
 _QUICK_S = 0.25
@@ -92,8 +92,12 @@ class Failback:
             raise PeerError("the peer", "it did not say what it has", "See that both run the same farmd")
         if meta.get("everything"):
             raise LogLied("the target's log", "it says that anything may differ", "Everything is compared")
-        files = {bytes.fromhex(path): [(int(o), int(n)) for o, n in ranges] for path, ranges in meta["files"]}
-        return Wanted(_paths(meta["paths"]), _paths(meta["folders"]), files)
+        try:
+            files = {path_from(path): [_range(*each) for each in ranges] for path, ranges in meta["files"]}
+            return Wanted(_paths(meta["paths"]), _paths(meta["folders"]), files)
+        except (KeyError, TypeError, ValueError) as error:
+            cause = f"what it says of its log means nothing ({error})"
+            raise PeerError("the peer", cause, "See that both run the same farmd") from error
 
     def _while_in_use(self, wanted: Wanted) -> Wanted:
         for _ in range(_ROUNDS):
@@ -193,4 +197,10 @@ def cover_of(root: int, cover: Cover) -> Meta:
 
 
 def _paths(hexes: list[str]) -> set[bytes]:
-    return {bytes.fromhex(text) for text in hexes}
+    return {path_from(text, root=True) for text in hexes}
+
+
+def _range(offset: int, length: int) -> Range:
+    if not (0 <= offset < 1 << 62 and 0 <= length <= ZONE_BYTES):
+        raise ValueError("a range that no zone has")
+    return int(offset), int(length)

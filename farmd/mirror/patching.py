@@ -12,12 +12,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
 
 from farmd.mirror import attributes, handles
 from farmd.mirror.datapath import digest_blocks, excludes, punch
 from farmd.mirror.places import join
-from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op
+from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op, path_from
 from farmd.model.errors import PeerError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -225,7 +224,7 @@ class Patching:
     # ---- inside ----
 
     def _path(self, text: str, *, root: bool = False) -> bytes:
-        path = _path(text, root=root)
+        path = path_from(text, root=root)
         if excludes(self._excluded, path):
             raise ValueError(f"{os.fsdecode(path)!r} is not replicated here")
         return path
@@ -283,16 +282,6 @@ class Patching:
         self._clear(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(_name(path), flags, 0o600, dir_fd=self._parent(path))
-
-
-def _path(text: Any, *, root: bool = False) -> bytes:
-    """A path below the directory. Raises ValueError for anything else."""
-    path = bytes.fromhex(text)
-    if path == b"" and root:
-        return path
-    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
-        raise ValueError("a path that leads nowhere below the directory")
-    return path
 
 
 def _name(path: bytes) -> bytes:

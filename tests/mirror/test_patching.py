@@ -276,7 +276,7 @@ from farmd.mirror.confine import confine
 from farmd.mirror.zonewire import Link
 
 root, records, caged = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4] == "caged"
-patching._path = lambda text, *, root=False: bytes.fromhex(text)
+patching.path_from = lambda text, *, root=False: bytes.fromhex(text)
 handles.open_below = lambda at, path, flags, mode=0: os.open(path or b".", flags, mode, dir_fd=at)
 if caged:
     confine(root, records)
