@@ -125,14 +125,28 @@ uint64_t dirty_tell(struct mirror *fs, int kind, struct node *node, uint64_t off
 	return fs->events.asked;
 }
 
+// The peer does not get the name, and yet the directory's time: both are to show the same.
+static void tell_times(struct mirror *fs, struct node *dir)
+{
+	pthread_mutex_lock(&fs->stream_lock);
+	renew(fs, dir);
+	if (fs->state != MIRROR_PAIRED)
+		tell_one(fs, MIRROR_EVENT_INODE, dir, false);
+	pthread_mutex_unlock(&fs->stream_lock);
+}
+
 void dirty_place(struct mirror *fs, struct node *dir, const char *name, bool deep)
 {
 	struct mirror_event event = {.kind = MIRROR_EVENT_PLACE, .waits = deep};
 	uint64_t number = 0;
 
-	if (!fs->config.confirm || dir->excluded || excluded_name(fs, dir, name))
+	if (!fs->config.confirm || dir->excluded)
 		return;
 	event_wait_room(&fs->events);
+	if (excluded_name(fs, dir, name)) {
+		tell_times(fs, dir);
+		return;
+	}
 	event.handle_type = dir->handle.type;
 	event.handle_size = dir->handle.size;
 	memcpy(event.handle, dir->handle.bytes, sizeof(event.handle));

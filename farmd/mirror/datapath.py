@@ -143,9 +143,11 @@ def _failed(code: int, thing: str, step: str) -> DataPathError:
 
 def excludes(patterns: tuple[str, ...], path: bytes) -> bool:
     """Whether the entry at `path` below the directory, or a directory that it is in, is not replicated."""
+    if not patterns:
+        return False
     ffi, lib = _library()
     lines = ffi.new("char[]", b"\n".join(map(os.fsencode, patterns)))
-    return bool(patterns) and bool(lib.mirror_excludes(lines, ffi.new("char[]", path)))
+    return bool(lib.mirror_excludes(lines, ffi.new("char[]", path)))
 
 
 class WriteThrough:

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from farmd.mirror.datapath import Ack, DataEvent, EventKind, Received, Settings, State, Tls, WriteThrough, receive
+from farmd.mirror.datapath import Ack, DataEvent, Received, Settings, State, Tls, WriteThrough, receive
 from farmd.mirror.failback import Failback
 from farmd.mirror.keeping import Keeper
 from farmd.mirror.zonewire import Link, LogLied
@@ -61,36 +61,6 @@ def event_message(event: DataEvent) -> Message:
     return message
 
 
-class Dirty:
-    """What changes while the peer is away come to, for people: 64 KiB blocks and inodes, up to a bound."""
-
-    KINDS = frozenset({EventKind.DATA, EventKind.INODE, EventKind.NAMES, EventKind.OVERFLOW})
-    _BLOCK = 65_536
-    _ROOM = 1 << 20
-
-    def __init__(self) -> None:
-        self._blocks: set[tuple[bytes, int]] = set()
-        self._inodes: set[bytes] = set()
-        self._more = False
-
-    def add(self, event: DataEvent) -> None:
-        """Count one event; nothing twice."""
-        handle = event.handle[1]
-        if event.kind is EventKind.OVERFLOW or len(self._inodes) + len(self._blocks) > self._ROOM:
-            self._more = True
-            return
-        self._inodes.add(handle)
-        if event.kind is EventKind.DATA:
-            first = event.offset // self._BLOCK
-            count = min(event.length // self._BLOCK, self._ROOM)
-            self._blocks.update((handle, first + number) for number in range(count))
-
-    def counts(self) -> Message:
-        """As `stats` answers it. `dirty_more`: there is more than was counted."""
-        counted = {"dirty_bytes": len(self._blocks) * self._BLOCK, "dirty_files": len(self._inodes)}
-        return counted | {"dirty_more": self._more}
-
-
 class Engine:
     """Reads orders, does them, reports events. One at a time is mounted, or one stream is received."""
 
@@ -105,8 +75,6 @@ class Engine:
         self._ended = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._over = False
-        self._counting = False
-        self._dirty = Dirty()
         self._keeper: Keeper | None = None
         self._failback: threading.Thread | None = None
         self._failback_link: Link | None = None
@@ -123,10 +91,9 @@ class Engine:
             "freeze": lambda _, __: self._with(WriteThrough.freeze),
             "thaw": lambda _, __: self._with(WriteThrough.thaw),
             "checkpoint": self._checkpoint,
-            "stats": lambda _, __: {"stats": asdict(self._fs().stats()) | self._counts()},
+            "stats": self._stats,
             "failback": self._fail_back,
             "log": self._log,
-            "forget-dirty": self._forget_dirty,
             "unmount": self._unmount,
             "free": self._free,
             "end": self._end,
@@ -170,10 +137,7 @@ class Engine:
         if self._mounted is None:
             return
         for event in self._mounted.events():
-            if self._counting and event.kind in Dirty.KINDS:
-                self._dirty.add(event)
-            else:
-                self._send(event_message(event))
+            self._send(event_message(event))
 
     def _fs(self) -> WriteThrough:
         if self._mounted is None:
@@ -195,9 +159,9 @@ class Engine:
             | {"excluded": tuple(wanted.get("excluded", ()))}
             | {"spread": tuple((name, Path(path)) for name, path in wanted.get("spread", ()))}
         )
-        self._counting = bool(order.get("count"))
         self._mounted = WriteThrough(settings)
         if settings.confirm and "log" in order:
+            self._excluded = settings.excluded
             self._root = os.open(settings.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             log = order["log"]
             self._keeper = Keeper(
@@ -212,8 +176,9 @@ class Engine:
             self._selector.register(self._mounted, selectors.EVENT_READ)
         return {}
 
-    def _counts(self) -> Message:
-        return self._keeper.counts() if self._keeper is not None else self._dirty.counts()
+    def _stats(self, _: Message, __: list[int]) -> Message:
+        kept = self._keeper.counts() if self._keeper is not None else {}
+        return {"stats": asdict(self._fs().stats()) | kept}
 
     def _log(self, order: Message, _: list[int]) -> Message:
         """Whether the log says `everything`; with that in the order, it does from now on. `flushed`: see Keeper."""
@@ -243,7 +208,8 @@ class Engine:
             plain = _tls(sock, wanted) if wanted else sock
             link = self._failback_link = Link(plain)
             tls = self._secure(order, stream, server=False)
-            failback = Failback(self._fs(), keeper, self._root, link, order["rate_bytes_s"], order["freeze_s"])
+            pace = (order["rate_bytes_s"], order["freeze_s"])
+            failback = Failback(self._fs(), keeper, self._root, link, *pace, self._excluded)
             came = failback.run(lambda: self._fs().attach(stream, order["session"], order["epoch"], tls))
             self._send({"event": "failback"} | asdict(came))
         except (OSError, ValueError, FarmError) as error:
@@ -256,10 +222,6 @@ class Engine:
             plain.close()
             if not wanted:
                 os.close(stream)  # TLS goes on using it
-
-    def _forget_dirty(self, _: Message, __: list[int]) -> Message:
-        self._dirty = Dirty()
-        return {}
 
     def _secure(self, order: Message, fd: int, server: bool) -> Tls | None:
         wanted = order.get("tls")

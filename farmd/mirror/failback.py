@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from farmd.mirror.datapath import WriteThrough
 from farmd.mirror.dirty import Batch
@@ -25,8 +26,8 @@ from farmd.mirror.pace import Bucket
 from farmd.mirror.places import Places, Unfindable, join
 from farmd.mirror.ranges import Range
 from farmd.mirror.sending import Sender, Wanted
-from farmd.mirror.zones import BLOCK_BYTES, Cover, Kind
-from farmd.mirror.zonewire import Link, LogLied, Meta, Op
+from farmd.mirror.zones import BLOCK_BYTES, BLOCKS_PER_ZONE, ZONE_BYTES, Cover, Kind
+from farmd.mirror.zonewire import Link, LogLied, Meta, Op, path_from
 from farmd.model.errors import FarmError, PeerError, TimedOut
 
 _QUICK_S = 0.25
@@ -53,10 +54,17 @@ class Failback:
     """One failback over one link. `run` blocks and may be called once."""
 
     def __init__(
-        self, fs: WriteThrough, keeper: Keeper, root: int, link: Link, rate_bytes_s: int, freeze_s: float
+        self,
+        fs: WriteThrough,
+        keeper: Keeper,
+        root: int,
+        link: Link,
+        rate_bytes_s: int,
+        freeze_s: float,
+        excluded: tuple[str, ...] = (),
     ) -> None:
         self._fs, self._keeper, self._root, self._link = fs, keeper, root, link
-        self._rate, self._freeze_s = rate_bytes_s, freeze_s
+        self._rate, self._freeze_s, self._excluded = rate_bytes_s, freeze_s, excluded
         self._bucket = Bucket(time.monotonic_ns())
         self._until: float | None = None
         self.came = Came()
@@ -84,8 +92,12 @@ class Failback:
             raise PeerError("the peer", "it did not say what it has", "See that both run the same farmd")
         if meta.get("everything"):
             raise LogLied("the target's log", "it says that anything may differ", "Everything is compared")
-        files = {bytes.fromhex(path): [(int(o), int(n)) for o, n in ranges] for path, ranges in meta["files"]}
-        return Wanted(_paths(meta["paths"]), _paths(meta["folders"]), files)
+        try:
+            files = {path_from(path): [_range(*each) for each in ranges] for path, ranges in meta["files"]}
+            return Wanted(_paths(meta["paths"]), _paths(meta["folders"]), files)
+        except (KeyError, TypeError, ValueError) as error:
+            cause = f"what it says of its log means nothing ({error})"
+            raise PeerError("the peer", cause, "See that both run the same farmd") from error
 
     def _while_in_use(self, wanted: Wanted) -> Wanted:
         for _ in range(_ROUNDS):
@@ -100,7 +112,8 @@ class Failback:
     def _round(self, batch: Batch, wanted: Wanted, *, still: bool) -> Wanted:
         if self._keeper.everything:
             raise LogLied("the log of dirty zones", "it outgrew its bound", "Everything is compared")
-        sender = Sender(self._root, self._link, batch, still=still, paced=self._paced)
+        more: dict[str, Any] = {"still": still, "paced": self._paced, "excluded": self._excluded}
+        sender = Sender(self._root, self._link, batch, **more)
         sender.run(wanted)
         self.came.rounds += 1
         self.came.files += sender.files
@@ -172,7 +185,7 @@ def cover_of(root: int, cover: Cover) -> Meta:
                     if zone.kind is Kind.DATA:
                         mask = zone.full if mark.hot else mark.mask
                         first, last = (mask & -mask).bit_length() - 1, mask.bit_length()
-                        start = zone.number * 256 + first
+                        start = zone.number * BLOCKS_PER_ZONE + first
                         ranges.append((start * BLOCK_BYTES, (last - first) * BLOCK_BYTES))
     except Unfindable:
         return everything
@@ -184,4 +197,10 @@ def cover_of(root: int, cover: Cover) -> Meta:
 
 
 def _paths(hexes: list[str]) -> set[bytes]:
-    return {bytes.fromhex(text) for text in hexes}
+    return {path_from(text, root=True) for text in hexes}
+
+
+def _range(offset: int, length: int) -> Range:
+    if not (0 <= offset < 1 << 62 and 0 <= length <= ZONE_BYTES):
+        raise ValueError("a range that no zone has")
+    return int(offset), int(length)

@@ -12,22 +12,25 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
 
 from farmd.mirror import attributes, handles
-from farmd.mirror.datapath import digest_blocks, punch
-from farmd.mirror.zonewire import BLOCK_BYTES, Link, Meta, Op
+from farmd.mirror.datapath import digest_blocks, excludes, punch
+from farmd.mirror.places import join
+from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op, path_from
 from farmd.model.errors import PeerError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_MISSING_TOLD = 100
+_MOST_DIGESTS = MAX_DATA // 16
 
 
 class Patching:
     """One failback. `run` blocks; closing the link from elsewhere ends it."""
 
-    def __init__(self, root: int, link: Link) -> None:
-        self._root, self._link = root, link
+    def __init__(self, root: int, link: Link, excluded: tuple[str, ...] = ()) -> None:
+        """`excluded`: what a primary may not name. It goes only with a directory that goes."""
+        self._root, self._link, self._excluded = root, link, excluded
         self._folder: tuple[bytes, int] | None = None
         self._file: tuple[int, Meta] | None = None
         self._missing: list[str] = []
@@ -53,8 +56,10 @@ class Patching:
         self._link.flush()
         try:
             self._apply_all()
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            text = f"a change could not be made there: {error}"
+        except PeerError:
+            raise
+        except Exception as error:  # what a lying primary puts into a frame may be wrong in any way
+            text = f"a change could not be made there: {error or type(error).__name__}"
             self._link.send(Op.FAILED, {"text": text})
             self._link.flush()
             raise PeerError("the failback", text, "It is tried again; see that the disk has room") from error
@@ -77,17 +82,17 @@ class Patching:
 
     def _remove(self, meta: Meta, _: bytes) -> None:
         try:
-            self._clear(_path(meta["p"]))
+            self._clear(self._path(meta["p"]))
         except OSError as error:
             if error.errno not in _GONE:
                 raise
 
     def _make_folder(self, meta: Meta, _: bytes) -> None:
-        path = _path(meta["p"], root=True)
+        path = self._path(meta["p"], root=True)
         st = self._stat(path)
         if st is None or not stat.S_ISDIR(st.st_mode):
             if meta.get("expected"):
-                self._missing.append(meta["p"])
+                self._lacks(meta["p"])
                 return
             self._clear(path)
             os.mkdir(_name(path), 0o700, dir_fd=self._parent(path))
@@ -97,15 +102,15 @@ class Patching:
     def _keep_only(self, path: bytes, names: set[bytes]) -> None:
         fd = handles.open_below(self._root, path, _DIRECTORY)
         try:
-            for name in os.listdir(fd):
-                if os.fsencode(name) not in names:
+            for name in map(os.fsencode, os.listdir(fd)):
+                if name not in names and not excludes(self._excluded, join(path, name)):
                     self._forget_folder()
-                    _remove_at(fd, os.fsencode(name))
+                    _remove_at(fd, name)
         finally:
             os.close(fd)
 
     def _special(self, meta: Meta, _: bytes) -> None:
-        path, mode = _path(meta["p"]), int(meta["mode"])
+        path, mode = self._path(meta["p"]), int(meta["mode"])
         name, st = _name(path), self._stat(path)
         same = st is not None and stat.S_IFMT(st.st_mode) == stat.S_IFMT(mode) and st.st_rdev == meta["rdev"]
         if same and stat.S_ISLNK(mode):
@@ -119,10 +124,10 @@ class Patching:
         self._attributes(meta, b"")
 
     def _hard_link(self, meta: Meta, _: bytes) -> None:
-        path, to = _path(meta["p"]), _path(meta["to"])
+        path, to = self._path(meta["p"]), self._path(meta["to"])
         have, wanted = self._stat(path), self._stat(to)
         if wanted is None or stat.S_ISDIR(wanted.st_mode):
-            self._missing.append(meta["to"])
+            self._lacks(meta["to"])
             return
         if have is not None and (have.st_dev, have.st_ino) == (wanted.st_dev, wanted.st_ino):
             return
@@ -137,7 +142,7 @@ class Patching:
     # ---- files ----
 
     def _small(self, meta: Meta, data: bytes) -> None:
-        fd = self._regular(_path(meta["p"]), meta["n"])
+        fd = self._regular(self._path(meta["p"]), meta["n"])
         try:
             if os.fstat(fd).st_size != len(data) or os.pread(fd, len(data) + 1, 0) != data:
                 _write(fd, data, 0)
@@ -147,7 +152,11 @@ class Patching:
             os.close(fd)
 
     def _ask(self, meta: Meta, _: bytes) -> None:
-        path = _path(meta["p"])
+        path = self._path(meta["p"])
+        wanted = [(offset, -(-length // BLOCK_BYTES)) for offset, length in meta["r"]]
+        counts = [count for _, count in wanted]
+        if min(counts, default=0) < 0 or sum(counts) > _MOST_DIGESTS:
+            raise ValueError("more digests than an answer carries")
         try:
             fd = self._regular(path, meta["n"]) if meta["whole"] else self._open(path, meta["n"])
         except OSError as error:
@@ -156,9 +165,7 @@ class Patching:
             self._answer({"missing": True})
             return
         try:
-            digests = [
-                digest_blocks(fd, offset, -(-length // BLOCK_BYTES), BLOCK_BYTES) for offset, length in meta["r"]
-            ]
+            digests = [digest_blocks(fd, offset, count, BLOCK_BYTES) for offset, count in wanted]
             counts = [len(each) // 16 for each in digests]
             self._answer({"size": os.fstat(fd).st_size, "counts": counts}, b"".join(digests))
         finally:
@@ -167,12 +174,12 @@ class Patching:
     def _begin_file(self, meta: Meta, _: bytes) -> None:
         self._end_file({}, b"")
         try:
-            path = _path(meta["p"])
+            path = self._path(meta["p"])
             fd = self._regular(path, meta["n"]) if meta["whole"] else self._open(path, meta["n"])
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            self._missing.append(meta["p"])
+            self._lacks(meta["p"])
             return
         self._file = (fd, meta)
         if os.fstat(fd).st_size != meta["size"]:
@@ -196,11 +203,11 @@ class Patching:
 
     def _attributes(self, meta: Meta, _: bytes) -> None:
         try:
-            fd = handles.open_below(self._root, _path(meta["p"], root=True), os.O_PATH)
+            fd = handles.open_below(self._root, self._path(meta["p"], root=True), os.O_PATH)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            self._missing.append(meta["p"])
+            self._lacks(meta["p"])
             return
         try:
             attributes.apply(fd, meta["a"])
@@ -212,9 +219,19 @@ class Patching:
         if meta.get("durable"):
             handles.sync_file_system(self._root)
         missing, self._missing = self._missing, []
-        self._answer({"missing": missing[:100]})
+        self._answer({"missing": missing})
 
     # ---- inside ----
+
+    def _path(self, text: str, *, root: bool = False) -> bytes:
+        path = path_from(text, root=root)
+        if excludes(self._excluded, path):
+            raise ValueError(f"{os.fsdecode(path)!r} is not replicated here")
+        return path
+
+    def _lacks(self, path: str) -> None:
+        if len(self._missing) < _MISSING_TOLD:
+            self._missing.append(path)
 
     def _answer(self, meta: Meta, data: bytes = b"") -> None:
         self._link.send(Op.ANSWER, meta, data)
@@ -265,16 +282,6 @@ class Patching:
         self._clear(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(_name(path), flags, 0o600, dir_fd=self._parent(path))
-
-
-def _path(text: Any, *, root: bool = False) -> bytes:
-    """A path below the directory. Raises ValueError for anything else."""
-    path = bytes.fromhex(text)
-    if path == b"" and root:
-        return path
-    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
-        raise ValueError("a path that leads nowhere below the directory")
-    return path
 
 
 def _name(path: bytes) -> bytes:

@@ -2,7 +2,7 @@
 """One round of a failback: a batch of the log, put into frames that make the target equal.
 
 Names first (a directory before what is in it), then further names of files, then contents, at last the attributes of
-directories. What is only suspect is compared by digests before anything of it is sent.
+directories. What is only suspect is compared by digests before anything of it is sent. What is excluded is not there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from farmd.mirror import attributes, handles
 from farmd.mirror import ranges as ranges_of
-from farmd.mirror.datapath import digest_blocks
+from farmd.mirror.datapath import digest_blocks, excludes
 from farmd.mirror.dirty import Batch
 from farmd.mirror.places import Found, Places, Unfindable, join
 from farmd.mirror.ranges import Range
@@ -61,8 +61,18 @@ class _Ask:
 class Sender:
     """One batch. `still` climbs when nothing changes meanwhile: then whatever does not fit is a lie of the log."""
 
-    def __init__(self, root: int, link: Link, batch: Batch, *, still: bool, paced: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        root: int,
+        link: Link,
+        batch: Batch,
+        *,
+        still: bool,
+        paced: Callable[[int], None],
+        excluded: tuple[str, ...] = (),
+    ) -> None:
         self._root, self._link, self._batch, self._still, self._paced = root, link, batch, still, paced
+        self._excluded = excluded
         self._places = Places(root, batch.names)
         self._done: set[bytes] = set()
         self._folders: set[bytes] = set()
@@ -133,7 +143,7 @@ class Sender:
 
     def _path(self, path: bytes) -> None:
         """Whatever is at this name, and below it, is to be the same there."""
-        if path in self._done:
+        if path in self._done or excludes(self._excluded, path):
             return
         self._done.add(path)
         if path:
@@ -171,8 +181,8 @@ class Sender:
 
     def _suspect_folder(self, path: bytes) -> None:
         """Names, and what its directory speaks for: small files. Directories in it have lines of their own."""
-        names = self._list(path)
-        if names is None or path in self._done:
+        names = None if path in self._done or excludes(self._excluded, path) else self._list(path)
+        if names is None:
             return
         self._folders.add(path)
         self._link.send(Op.FOLDER, {"p": path.hex(), "names": [name.hex() for name in names], "expected": True})
@@ -200,9 +210,10 @@ class Sender:
                 raise
             return None
         try:
-            return sorted(os.fsencode(name) for name in os.listdir(fd))
+            names = sorted(os.fsencode(name) for name in os.listdir(fd))
         finally:
             os.close(fd)
+        return [name for name in names if not excludes(self._excluded, join(path, name))]
 
     def _special(self, path: bytes, fd: int, st: os.stat_result) -> None:
         meta = {"p": path.hex(), "mode": st.st_mode, "rdev": st.st_rdev, "a": attributes.read(fd, st)}
@@ -251,7 +262,8 @@ class Sender:
         part = handles.part_of(self._root, path)
         _, paths = self._linked.setdefault((part, st.st_ino), (st.st_nlink, set()))
         paths.add(path)
-        if (named := self._places.named(handles.of(fd, part), st)) is not None:
+        named = self._places.named(handles.of(fd, part), st)
+        if named is not None and not excludes(self._excluded, named):
             paths.add(named)
 
     def _links(self) -> None:
@@ -288,7 +300,7 @@ class Sender:
 
     def _contents(self, more: Wanted) -> None:
         for path, ranges in sorted(more.files.items()):
-            if path not in self._done:
+            if path not in self._done and not excludes(self._excluded, path):
                 self._ask(path, ranges)
         by_file: dict[bytes, list[Zone]] = {}
         for zone in self._zones():
@@ -308,7 +320,7 @@ class Sender:
                     os.close(found.fd)
 
     def _file(self, found: Found, zones: list[Zone]) -> None:
-        if found.path in self._done:
+        if found.path in self._done or excludes(self._excluded, found.path):
             return
         if stat.S_ISDIR(found.st.st_mode):
             self._folders.add(found.path)

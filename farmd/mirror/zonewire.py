@@ -137,5 +137,15 @@ class Link:
         return data
 
 
+def path_from(text: Any, *, root: bool = False) -> bytes:
+    """A path below the directory, as the peer wrote it; `root`: or the directory. Raises ValueError, TypeError."""
+    path = bytes.fromhex(text)
+    if path == b"" and root:
+        return path
+    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
+        raise ValueError("a path that leads nowhere below the directory")
+    return path
+
+
 def _lost(why: object) -> PeerError:
     return PeerError("the peer", f"the connection of the failback broke ({why})", "It is tried again")

@@ -10,9 +10,9 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from farmd.mirror.checksum import Finding, Mode, Options, Pass, Progress, Run
 from farmd.mirrord.keys import Keys, check_name
@@ -23,6 +23,8 @@ MAX_FINDING_BYTES = 2 << 20
 """Names that a report carries, and their bytes; there may be more, and then it says so."""
 _PART_BYTES = 64 * 1024
 """Of names, in one message."""
+_BESIDE_PATH_BYTES = 16
+_Item = TypeVar("_Item")
 _CHUNK = 256 * 1024
 _HANDSHAKE_S = 5.0
 
@@ -103,13 +105,7 @@ def secured(sock: socket.socket, keys: Keys | None, peer: str) -> Iterator[socke
     if keys is None:
         yield sock
         return
-    sock.settimeout(_HANDSHAKE_S)
-    try:
-        tls = keys.server().wrap_socket(sock, server_side=True)
-    except (OSError, ssl.SSLError) as error:
-        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
-    with tls:
-        check_name(tls, peer)
+    with _shake_hands(sock, keys, peer, server=True) as tls:
         tls.settimeout(None)
         yield tls
 
@@ -117,13 +113,7 @@ def secured(sock: socket.socket, keys: Keys | None, peer: str) -> Iterator[socke
 @contextlib.contextmanager
 def _secured(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> Any:
     """A plain socket whose bytes travel over `sock` under TLS."""
-    sock.settimeout(_HANDSHAKE_S)
-    context = keys.server() if server else keys.client()
-    try:
-        tls = context.wrap_socket(sock, server_side=server, server_hostname=None if server else peer)
-    except (OSError, ssl.SSLError) as error:
-        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
-    check_name(tls, peer)
+    tls = _shake_hands(sock, keys, peer, server=server)
     ours, theirs = socket.socketpair()
     pump = threading.Thread(target=_pump, args=(theirs, tls), name="mirror-tls")
     pump.start()
@@ -134,6 +124,21 @@ def _secured(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> Any
         pump.join()
         theirs.close()
         tls.close()
+
+
+def _shake_hands(sock: socket.socket, keys: Keys, peer: str, *, server: bool) -> ssl.SSLSocket:
+    sock.settimeout(_HANDSHAKE_S)
+    context = keys.server() if server else keys.client()
+    try:
+        tls = context.wrap_socket(sock, server_side=server, server_hostname=None if server else peer)
+    except (OSError, ssl.SSLError) as error:
+        raise PeerError("the peer", f"the TLS handshake failed ({error})", "See that both nodes have keys") from error
+    try:
+        check_name(tls, peer)
+    except PeerError:
+        tls.close()
+        raise
+    return tls
 
 
 def _pump(plain: socket.socket, tls: ssl.SSLSocket) -> None:
@@ -182,13 +187,19 @@ def _count(counters: Progress) -> int:
 
 def parts(bulk: BulkPass) -> Iterator[list[list[Any]]]:
     """What the target's end found, JSON-ready, in parts that fit a message."""
-    part: list[list[Any]] = []
-    room = _PART_BYTES
-    for one in bulk.findings:
-        if len(one.path) + 16 > room:
+    for some in in_parts(bulk.findings, lambda one: one.path):
+        yield [[int(one.kind), one.path.hex(), one.error] for one in some]
+
+
+def in_parts(items: Iterable[_Item], path_of: Callable[[_Item], bytes]) -> Iterator[list[_Item]]:
+    """So many at a time that they fit a message."""
+    part, room = list[_Item](), _PART_BYTES
+    for one in items:
+        size = len(path_of(one)) + _BESIDE_PATH_BYTES
+        if part and size > room:
             yield part
             part, room = [], _PART_BYTES
-        part.append([int(one.kind), one.path.hex(), one.error])
-        room -= len(one.path) + 16
+        part.append(one)
+        room -= size
     if part:
         yield part

@@ -85,11 +85,10 @@ class Comparing:
         epoch = self._epoch()
         try:
             counters, found = await self._resync.verify(self._tree, epoch, repair=order.repair)
-        except (OSError, FarmError):
+        finally:
             if self._resync.mending:
-                # Half mended, and no log knows of it: only a whole comparison makes both equal.
+                # Half mended, perhaps for the peer was lost, and no log knows of it: only a whole comparison helps.
                 self._post(on.Ordered(ResyncOrder()))
-            raise
         result = outcome(counters, found, self._resync.place) | {"repaired": order.repair}
         self._post(on.VerifyEnded(order.session, 0 if order.repair else result["differences"]))
         return result

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from farmd.mirror.checksum import Mode, Progress
-from farmd.mirror.patching import Patching
-from farmd.mirror.zonewire import Link
-from farmd.mirrord.bulk import secured
 from farmd.mirrord.enginelink import Engine, path_of
 from farmd.mirrord.keys import Keys, node_name
 from farmd.mirrord.logbook import Logbook
@@ -54,7 +52,6 @@ class Following:
         self._passed: dict[int, asyncio.Future[Message]] = {}
         self._names: dict[int, list[list[str]]] = {}
         self._progress: Progress | None = None
-        self._zones: Link | None = None
         self.received = False
         """Something came that a power loss may take: the copy was not synced since."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,8 +86,6 @@ class Following:
             sock.close()
         self._come.clear()
         self._announced.clear()
-        if self._zones is not None:
-            self._zones.abort()
         self._names.clear()
         for passed in self._passed.values():
             if not passed.done():
@@ -116,10 +111,11 @@ class Following:
             return
         message, (kind, sock) = self._announced.pop(token), self._come.pop(token)
         changes = kind is not Kind.BULK or message["mode"] == Mode.SYNC
+        unlike = "" if kind is Kind.STREAM else self._unlike(message["shape"])
         if kind.name.lower() != message["kind"] or (changes and not self.receiving):
             sock.close()
             self._say({"shell": "answer", "token": token, "error": "this node does not receive now"})
-        elif "shape" in message and (unlike := self._unlike(message["shape"])):
+        elif unlike:
             sock.close()
             self._say({"shell": "answer", "token": token, "error": unlike})
         elif kind is Kind.STREAM:
@@ -127,7 +123,7 @@ class Following:
             self._start(self._stream(sock, message))
         elif kind is Kind.ZONES:
             self.received = True
-            self._start(self._patch(sock, token))
+            self._start(self._patch(sock, message))
         else:
             self._start(self._pass(sock, message))
 
@@ -163,9 +159,8 @@ class Following:
         names = self._names.pop(token, [])
         answer: Message = {"shell": "answer", "token": token}
         passed = self._passed[token] = asyncio.get_running_loop().create_future()
-        order = {name: message[name] for name in ("mode", "passes", "probe", "token", "only")}
+        order = {name: message[name] for name in ("mode", "passes", "probe", "only")} | self._of_peer(token)
         order |= {"root": path_of(self._root), "record": f"{path_of(self._records)}/checksum"}
-        order |= {"excluded": self._config.exclude, "keys": self._config.keys, "peer": node_name(self._config.other)}
         try:
             with sock:
                 engine = await self._receiver(changes=message["mode"] == Mode.SYNC)
@@ -180,28 +175,33 @@ class Following:
             self._progress = None
         self._say(answer)
 
-    async def _patch(self, sock: socket.socket, token: int) -> None:
-        """A failback from the primary's log. It notices by itself when this end gives up, and is told why."""
-        try:
-            await asyncio.to_thread(self._apply_zones, sock)
-        except (OSError, FarmError) as error:
-            _log.warning("the failback ended early: %s", error)
-            self._say({"shell": "answer", "token": token, "error": str(error)})
+    def _of_peer(self, token: int) -> Message:
+        keys, peer = self._config.keys, node_name(self._config.other)
+        return {"token": token, "excluded": self._config.exclude, "keys": keys, "peer": peer}
 
-    def _apply_zones(self, sock: socket.socket) -> None:
-        sock.setblocking(True)
-        with sock, secured(sock, self._keys, node_name(self._config.other)) as plain:
-            link = self._zones = Link(plain)
-            try:
-                if self.receiving:
-                    Patching(self._root, link).run(self._logbook.for_the_peer(self._root))
-            finally:
-                self._zones = None
-                link.close()
+    async def _patch(self, sock: socket.socket, message: Message) -> None:
+        """A failback from the primary's log. It notices by itself when this end gives up, and is told why."""
+        token = message["token"]
+        answer: Message = {"shell": "answer", "token": token}
+        patched = self._passed[token] = asyncio.get_running_loop().create_future()
+        try:
+            with sock:
+                await self._end_replaced()
+                engine = await self._receiver(changes=True)
+                with os.fdopen(await asyncio.to_thread(self._logbook.for_the_peer, self._root)) as cover:
+                    await engine.do("patch", sock.fileno(), cover.fileno(), root=self._root, **self._of_peer(token))
+            answer |= await patched
+        except (OSError, FarmError) as error:
+            answer["error"] = str(error)
+        finally:
+            self._passed.pop(token, None)
+        if "error" in answer:
+            _log.warning("the failback ended early: %s", answer["error"])
+        self._say(answer)
 
     async def _stream(self, sock: socket.socket, message: Message) -> None:
         try:
-            await self._end_stream()
+            await self._end_replaced()
             engine = self._streaming = await self._receiver(changes=True)
             order: dict[str, Any] = {"backing": path_of(self._root), "session": message["token"]}
             order |= {"epoch": message["epoch"], "silence_ms": 0}
@@ -212,10 +212,10 @@ class Following:
         except FarmError as error:
             self._lose(f"the stream could not be taken: {error}")
 
-    async def _end_stream(self) -> None:
-        """A second stream is for a process of its own, which knows no inode yet."""
+    async def _end_replaced(self) -> None:
+        """A second stream is for a process of its own, which knows no inode yet; so is the failback before it."""
         async with self._starting:
-            if self._engine is None or self._streaming is not self._engine:
+            if self._engine is None or self._engine is not self._replaced:
                 return
             engine, self._engine = self._engine, None
         await engine.end()

@@ -13,7 +13,7 @@ import ctypes
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from farmd.mirrord.disk import replace_file
 from farmd.model.errors import FarmError, Refused
 
 FILE = "directories"
-_BY_PATH, _INO, _BTIME = -100, 0x100, 0x800
+_EMPTY_PATH, _INO, _BTIME = 0x1000, 0x100, 0x800
 _STATX_BYTES, _INODE_AT, _BIRTH_AT = 256, 32, 80
 
 
@@ -35,14 +35,14 @@ class Identity:
     """Since 1970; 0 where the file system keeps no time of birth."""
 
 
-def check(folder: Path, directories: Sequence[Path], *, is_part: bool) -> None:
-    """Compare `directories`, with no mirror mounted on them, with what `folder` remembers; remember what is new.
+def check(folder: Path, directories: Mapping[str, int], *, is_part: bool) -> None:
+    """Compare `directories`, open descriptors by path, with what `folder` remembers; remember what is new.
 
     `is_part`: the node's record says something of their content. Raises Refused if one was replaced since, and
     FarmError if what was remembered cannot be read.
     """
     path = folder / FILE
-    found = [identity(each) for each in directories]
+    found = [identity(fd) for fd in directories.values()]
     known = _read(path) if is_part else []
     for directory, now, before in zip(directories, found, known, strict=False):
         if now != before:
@@ -51,11 +51,11 @@ def check(folder: Path, directories: Sequence[Path], *, is_part: bool) -> None:
         replace_file(path, json.dumps([astuple(one) for one in found]).encode())
 
 
-def identity(directory: Path) -> Identity:
+def identity(fd: int) -> Identity:
     """By statx(2), which Python does not have. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     answer = ctypes.create_string_buffer(_STATX_BYTES)
-    if libc.statx(_BY_PATH, os.fsencode(directory), 0, _INO | _BTIME, answer):
+    if libc.statx(fd, b"", _EMPTY_PATH, _INO | _BTIME, answer):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     (told,) = struct.unpack_from("=I", answer)
@@ -74,7 +74,7 @@ def _read(path: Path) -> list[Identity]:
         raise FarmError(str(path), f"it cannot be read: {error}", step) from error
 
 
-def _replaced(directory: Path, folder: Path, now: Identity, before: Identity) -> Refused:
+def _replaced(directory: str, folder: Path, now: Identity, before: Identity) -> Refused:
     cause = (
         "it is not the directory that this node's copy was in"
         f" (inode {now.inode}, made {_when(now)}; that one: inode {before.inode}, made {_when(before)})"
@@ -83,7 +83,7 @@ def _replaced(directory: Path, folder: Path, now: Identity, before: Identity) ->
         f"Mount or bring back that one. If it is lost: move {folder} away, create the mirror on this node again with"
         " --id, and start it; the other node then sends everything"
     )
-    return Refused(str(directory), cause, step)
+    return Refused(directory, cause, step)
 
 
 def _when(one: Identity) -> str:

@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from farmd.mirror.again import look_again
 from farmd.mirror.checksum import Finding, Kind, Mode, Pass, Progress
 from farmd.mirror.zonewire import LogLied
-from farmd.mirrord.bulk import BulkPass
+from farmd.mirrord.bulk import BulkPass, in_parts
 from farmd.mirrord.enginelink import path_of
 from farmd.mirrord.keys import Keys, node_name
 from farmd.mirrord.wire import Kind as Connection
@@ -37,7 +37,6 @@ _QUICK_S = 0.25
 """A pass shorter than this is not worth repeating before the last one."""
 _ROUNDS = 5
 PROBE_BYTES = 8 << 20
-_PART_BYTES = 64 * 1024
 _NAMES_SHOWN = 500
 
 
@@ -67,6 +66,9 @@ class Tree(Protocol):
 
     async def part(self) -> None:
         """End the stream: another is attached at once."""
+
+    async def mending(self, *, begins: bool) -> None:
+        """The peer's copy is being repaired, which no log says; durable on return."""
 
 
 @dataclass(slots=True)
@@ -152,8 +154,7 @@ class Resync:
 
     async def bring_up(self, tree: Tree, epoch: int) -> None:
         """Make the peer equal and attach it: from the log of dirty zones if it says enough, else by comparing all."""
-        # The log's failback moves whole directories and knows no exclusions.
-        if not self._config.exclude and not await tree.log_says_everything():
+        if not await tree.log_says_everything():
             try:
                 await self._from_log(tree, epoch)
                 return
@@ -166,9 +167,9 @@ class Resync:
         self.shown = Shown("failback")
         try:
             zones_token, token = _token(), _token()
-            shape = {"shape": self._config.shape}
-            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "mode": 0} | shape)
-            self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+            # The stream first: the target then knows that what it receives with is of no more use.
+            self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch})
+            self._say({"shell": "announce", "kind": "zones", "token": zones_token, "shape": self._config.shape})
             with self._awaited(zones_token) as answered:
                 zones = await self._peer.call(Connection.ZONES, zones_token)
                 with zones, await self._peer.call(Connection.STREAM, token) as stream:
@@ -227,7 +228,7 @@ class Resync:
     async def _stream(self, tree: Tree, epoch: int, *, anew: bool = False) -> None:
         token = _token()
         # Announced first: the peer then expects the end of the old one.
-        self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch, "mode": 0})
+        self._say({"shell": "announce", "kind": "stream", "token": token, "epoch": epoch})
         if anew:
             await tree.part()
         with await self._peer.call(Connection.STREAM, token) as sock:
@@ -262,6 +263,7 @@ class Resync:
         What is being written differs for a moment. So names that differ are compared again with changes held back and
         everything settled; with `repair` they are made equal in the same moment, between two operations of the stream.
         """
+        self.mending = False
         counters, found = await self.compare(Mode.VERIFY)
         if not found:
             return counters, []
@@ -271,11 +273,15 @@ class Resync:
                 await tree.settle()
                 self.shown = Shown("repair" if repair else "verify")
                 mode = Mode.SYNC if repair else Mode.VERIFY
-                self.mending = repair
+                if repair:
+                    self.mending = True
+                    await tree.mending(begins=True)
                 again, found = await self._pass(mode, Pass.CONTENTS, only=names)
                 if repair and found:
                     await self._stream(tree, epoch, anew=True)
-                self.mending = False
+                if repair:
+                    await tree.mending(begins=False)
+                    self.mending = False
         except TimeoutError as error:
             cause = f"{len(names)} names could not be compared again within {self._config.freeze_s:g} s"
             raise TimedOut("verify", cause, "Try when less is written, raise freeze_s, or order a resync") from error
@@ -288,7 +294,7 @@ class Resync:
         self, mode: Mode, passes: Pass, *, rate: int = 0, only: tuple[bytes, ...] | None = None
     ) -> tuple[dict[str, int], list[Finding]]:
         token = _token()
-        for names in _parts(only or ()):
+        for names in in_parts(only or (), lambda path: path):
             self._say({"shell": "names", "token": token, "paths": [path.hex() for path in names]})
         probe = PROBE_BYTES if mode is Mode.DIFF else 0
         with self._awaited(token) as answered:
@@ -356,19 +362,6 @@ def outcome(counters: dict[str, int], found: list[Finding], place: Callable[[byt
         "differences": len(differing),
         "equal": not found and not counters["errors"],
     }
-
-
-def _parts(names: tuple[bytes, ...]) -> Iterator[list[bytes]]:
-    """So many at a time that they fit a message."""
-    part, room = list[bytes](), _PART_BYTES
-    for name in names:
-        if part and len(name) > room:
-            yield part
-            part, room = [], _PART_BYTES
-        part.append(name)
-        room -= len(name) + 4
-    if part:
-        yield part
 
 
 async def _prefer_its_words(answered: asyncio.Future[Message], error: FarmError) -> None:

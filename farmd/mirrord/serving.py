@@ -78,7 +78,8 @@ class Serving:
             "peer_ms": int(self._config.peer_timeout_s * 1000),
             "confirm": True,
         }
-        log = {"path": str(self._logbook.path), "mirror": self._config.mirror, "inherited": self._logbook.inherited}
+        logbook = self._logbook
+        log = {"path": str(logbook.path), "mirror": logbook.owner.hex(), "inherited": logbook.inherited}
         try:
             await engine.do("mount", settings=settings, log=log)
         except FarmError:
@@ -86,6 +87,8 @@ class Serving:
             mounts.clear(self._config, self._folder)  # it may have died between two of several directories
             raise
         self._engine, self._mounted = engine, True
+        if logbook.is_mending:
+            await self.compare_all()
         if self._image is not None:
             try:
                 await asyncio.to_thread(self._image.mount)
@@ -194,8 +197,13 @@ class Serving:
         """The log says "everything" from now on."""
         if self._engine is not None and self._mounted:
             await self._engine.do("log", everything=True)
+            self._logbook.end_mending()
         else:
             self._logbook.everything()
+
+    async def mending(self, *, begins: bool) -> None:
+        """A repair begins, or it is whole; durable on return."""
+        await asyncio.to_thread(self._logbook.begin_mending if begins else self._logbook.end_mending)
 
     async def log_says_everything(self) -> bool:
         """Whether a failback from the log is of no use."""

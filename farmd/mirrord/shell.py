@@ -116,7 +116,7 @@ class Shell:
             identity.check(self.folder, directories, is_part=is_part)
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
-        self.logbook = Logbook(self.folder, self.mirror)
+        self.logbook = Logbook(self.folder, self.mirror, tuple(config.exclude))
         hands = (self._take_engine, self._queue.put_nowait, self._lose)
         self.serving = Serving(config, self.folder, self.keys, self.root, *hands, self.logbook, image)
         receiving = (self._take_engine, self._say, self._lose, self.logbook)

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One child of a mirror's node: the data path (`farmd.mirror.engine`) and, for the receiving side, passes of the
-checksum engine. `python -m farmd.mirrord.worker --control FD`.
+checksum engine and failbacks from the log. `python -m farmd.mirrord.worker --control FD`.
 
 A child is used for one thing: it is mounted, or it is confined and receives. So what a peer sends is never applied by
 a process that could mount, and a node that becomes primary takes another child.
 
 Orders besides those of the data path: `confine` (root, records, readable), `names` (what the next pass is to look at),
-and `pass`, which carries the connected socket along; `{"event": "progress"}` follows while it goes on, then
-`{"event": "found"}` with what was found, and `{"event": "passed"}` last.
+`pass` and `patch`, which carry the connected socket along. While a pass goes on `{"event": "progress"}` follows, then
+`{"event": "found"}` with what was found; `{"event": "passed"}` is the last of either. With `patch` comes a file that
+holds what the node's own log says: the journal itself is out of a confined process's reach.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import threading
@@ -21,7 +24,9 @@ from pathlib import Path
 from farmd.mirror.checksum import Mode, Pass
 from farmd.mirror.confine import confine
 from farmd.mirror.engine import Engine, Message, run
-from farmd.mirrord.bulk import BulkPass, parts
+from farmd.mirror.patching import Patching
+from farmd.mirror.zonewire import Link
+from farmd.mirrord.bulk import BulkPass, parts, secured
 from farmd.mirrord.keys import Keys
 from farmd.model.errors import FarmError
 
@@ -36,11 +41,13 @@ class Worker(Engine):
         self._bulk: BulkPass | None = None
         self._passing: threading.Thread | None = None
         self._names: dict[int, list[bytes]] = {}
+        self._zones: socket.socket | None = None
+        self._patching: threading.Thread | None = None
         self._orders |= {
             "confine": self._confine,
             "names": self._take_names,
             "pass": self._pass,
-            "stop-pass": self._stop_pass,
+            "patch": self._patch,
         }
 
     def _confine(self, order: Message, _: list[int]) -> Message:
@@ -68,9 +75,8 @@ class Worker(Engine):
         done = threading.Event()
         teller = threading.Thread(target=self._tell, args=(bulk, order["token"], done))
         teller.start()
-        keys = Keys(Path(order["keys"])) if order["keys"] else None
         try:
-            counters = bulk.over(sock, source=False, keys=keys, peer=order["peer"])
+            counters = bulk.over(sock, source=False, keys=_keys(order), peer=order["peer"])
             for found in parts(bulk):
                 self._send({"event": "found", "token": order["token"], "findings": found})
             result = {"progress": asdict(counters), "more": bulk.more}
@@ -85,16 +91,46 @@ class Worker(Engine):
         while not done.wait(_TELL_S):
             self._send({"event": "progress", "token": token, "progress": asdict(bulk.progress())})
 
-    def _stop_pass(self, _: Message, __: list[int]) -> Message:
-        if self._bulk is not None:
-            self._bulk.stop()
+    def _patch(self, order: Message, fds: list[int]) -> Message:
+        if self._zones is not None:
+            raise ValueError("a failback goes on already")
+        if self._patching is not None:
+            self._patching.join()  # it has told its end, and a moment later it is over
+        with os.fdopen(os.dup(fds[1]), "rb") as file:
+            cover = json.load(file)
+        self._zones = socket.socket(fileno=os.dup(fds[0]))
+        self._patching = threading.Thread(target=self._run_patch, args=(self._zones, cover, order))
+        self._patching.start()
         return {}
 
+    def _run_patch(self, zones: socket.socket, cover: Message, order: Message) -> None:
+        result: Message = {}
+        try:
+            sock = zones.dup()  # `_stop` ends the connection by the other one
+            sock.setblocking(True)
+            with sock, secured(sock, _keys(order), order["peer"]) as plain, contextlib.closing(Link(plain)) as link:
+                Patching(order["root"], link, tuple(order["excluded"])).run(cover)
+        except (FarmError, OSError) as error:
+            result = {"error": str(error)}
+        finally:
+            self._zones = None
+            zones.close()
+        self._send({"event": "passed", "token": order["token"]} | result)
+
     def _stop(self) -> None:
-        self._stop_pass({}, [])
-        if self._passing is not None:
-            self._passing.join()
+        if self._bulk is not None:
+            self._bulk.stop()
+        if (zones := self._zones) is not None:
+            with contextlib.suppress(OSError):
+                zones.shutdown(socket.SHUT_RDWR)
+        for thread in (self._passing, self._patching):
+            if thread is not None:
+                thread.join()
         super()._stop()
+
+
+def _keys(order: Message) -> Keys | None:
+    return Keys(Path(order["keys"])) if order["keys"] else None
 
 
 if __name__ == "__main__":

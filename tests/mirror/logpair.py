@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A primary that keeps a log of dirty zones, and a target that it fails back to: real processes, real journal."""
+"""A primary that keeps a log of dirty zones, and a target that it fails back to: real processes, real journal.
+
+What the target gets is applied by a confined process, as on a node."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,10 @@ from types import TracebackType
 from typing import Any
 
 from farmd.mirror import journalfile
+from farmd.mirror.datapath import excludes
 from farmd.mirror.failback import cover_of
-from farmd.mirror.patching import Patching
 from farmd.mirror.zones import Cover
-from farmd.mirror.zonewire import Link
-from farmd.model.errors import FarmError
+from farmd.mirrord.logbook import handed
 from tests.mirror.pair import DEADLINE_S, EngineProcess, Pair, connected
 from tests.mirror.trees import differences
 
@@ -33,17 +33,20 @@ class LogPair:
         freeze_s: float = 60.0,
         rate_bytes_s: int = 0,
         *,
+        excluded: tuple[str, ...] = (),
         folder: Path | None = None,
         connect: Callable[[], tuple[socket.socket, socket.socket]] = connected,
     ) -> None:
         """`connect` gives the two ends of a new connection between the nodes."""
         self._pace: dict[str, Any] = {"freeze_s": freeze_s, "rate_bytes_s": rate_bytes_s}
-        self._connect = connect
+        self._connect, self._excluded = connect, excluded
         self.pair = Pair(folder)
         self.mount, self.backing, self.copy = self.pair.mount, self.pair.backing, self.pair.copy
         self.journal = self.pair.base / "journal"
+        self.records = self.pair.base / "records"
 
     def __enter__(self) -> LogPair:
+        self.records.mkdir()
         journalfile.clear(self.journal, MIRROR)
         self.start()
         return self
@@ -55,35 +58,44 @@ class LogPair:
     def start(self) -> None:
         """Mount, alone."""
         settings = {"backing": str(self.backing), "mount_point": str(self.mount), "confirm": True}
-        settings |= self.pair.settings
+        settings |= {"excluded": self._excluded} | self.pair.settings
         self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
 
-    def begin_fail_back(self, their_log: Cover | None = None) -> threading.Thread:
-        """The thread is the target's end."""
+    def begin_fail_back(self, their_log: Cover | None = None) -> None:
+        """It goes on in both processes; a new one has been made for the target."""
         self.pair.session += 1
         ours, theirs = self._connect()
         stream, far_stream = self._connect()
         order: dict[str, Any] = {"session": self.pair.session, "epoch": 1}
-        self.pair.secondary.close()
-        self.pair.secondary = EngineProcess()
-        target = threading.Thread(target=self._patch, args=(theirs, their_log or Cover()))
-        self._theirs = theirs
-        with ours, stream, far_stream:
-            self.pair.secondary.do("receive", far_stream.fileno(), backing=str(self.copy), **order)
-            target.start()
+        root = self.begin_target()
+        with ours, theirs, stream, far_stream:
+            self.pair.secondary.do("receive", far_stream.fileno(), backing=f"/proc/self/fd/{root}", **order)
+            self.patch(theirs, root, their_log or Cover())
             self.primary.do("failback", ours.fileno(), stream.fileno(), **order, **self._pace)
-        return target
 
-    def cut(self, target: threading.Thread) -> None:
-        """The connection of the failback breaks."""
-        self._theirs.shutdown(socket.SHUT_RDWR)
-        target.join()
+    def begin_target(self) -> int:
+        """A new, confined process for the target; the directory's descriptor in it."""
+        self.pair.secondary.close()
+        folders = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.copy, self.records)]
+        self.pair.secondary = EngineProcess(*folders, module="farmd.mirrord.worker")
+        self.pair.secondary.do("confine", root=folders[0], records=folders[1], readable=[])
+        for fd in folders:
+            os.close(fd)
+        return folders[0]
+
+    def patch(self, theirs: socket.socket, root: int, their_log: Cover) -> None:
+        """The target takes a failback from `theirs`; "passed" is its last word."""
+        order = {"root": root, "token": self.pair.session, "excluded": self._excluded, "keys": None, "peer": ""}
+        copy = os.open(self.copy, os.O_RDONLY | os.O_DIRECTORY)
+        with os.fdopen(handed(cover_of(copy, their_log))) as cover:
+            self.pair.secondary.do("patch", theirs.fileno(), cover.fileno(), **order)
+        os.close(copy)
 
     def fail_back(self, their_log: Cover | None = None) -> dict[str, Any]:
         """Until the target is attached; what it came to. Raises AssertionError with the reason if it failed."""
-        target = self.begin_fail_back(their_log)
+        self.begin_fail_back(their_log)
         ended = self.primary.wait_for_any("failback", "failback-failed")
-        target.join()
+        self.pair.secondary.wait_for("passed")
         assert ended["event"] == "failback", ended["text"]
         return ended
 
@@ -93,18 +105,6 @@ class LogPair:
         while self.log().marks or self.log().tree is not None:
             assert time.monotonic() < end, self.log()
             time.sleep(0.05)
-
-    def _patch(self, sock: Any, their_log: Cover) -> None:
-        root = os.open(self.copy, os.O_RDONLY | os.O_DIRECTORY)
-        link = Link(sock)
-        try:
-            Patching(root, link).run(cover_of(root, their_log))
-        except FarmError:
-            pass  # a failback that is cut; the primary says so
-        finally:
-            link.close()
-            sock.close()
-            os.close(root)
 
     def settle(self) -> None:
         """Until the target has everything."""
@@ -123,8 +123,8 @@ class LogPair:
         self.pair.primary = EngineProcess()
 
     def differences(self) -> list[str]:
-        """Between both copies, as a user of the directories sees them."""
-        return differences(self.backing, self.copy)
+        """Between both copies, as a user of the directories sees them, but for what is excluded."""
+        return differences(self.backing, self.copy, skip=lambda path: excludes(self._excluded, path))
 
     def log(self) -> Cover:
         """What the journal says on the disk."""

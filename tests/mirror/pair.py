@@ -27,14 +27,14 @@ class EngineError(Exception):
 
 
 class EngineProcess:
-    """`python -m farmd.mirror.engine` and our end of its control socket."""
+    """`python -m farmd.mirror.engine`, or another such module, and our end of its control socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, *inherited: int, module: str = "farmd.mirror.engine") -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "farmd.mirror.engine", "--control", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", module, "--control", str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), *inherited],
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             )
         self.control = ours

@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farmd.mirror import handles, journalfile
 from farmd.mirror.zones import Cover, Kind, Mark, place
+from farmd.mirror.zonewire import Link, Op
 from tests.mirror.logpair import MIRROR, LogPair
 from tests.mirror.operations import Actor, Planner, prepare
+from tests.mirror.pair import connected
 
 pytestmark = pytest.mark.root
 
@@ -232,14 +235,14 @@ def test_a_failback_that_is_cut_is_done_again(who: str) -> None:
         pair.part()
         for path in made:
             path.write_bytes(os.urandom(400_000))
-        target = pair.begin_fail_back()
+        pair.begin_fail_back()
         time.sleep(0.5)
         if who == "primary":
             pair.kill_primary()
-            target.join()
+            assert "connection of the failback broke" in pair.pair.secondary.wait_for("passed")["error"]
             pair.start()
         else:
-            pair.cut(target)
+            pair.pair.secondary.kill()
             assert pair.primary.wait_for("failback-failed")["lied"] is False
         assert pair.differences() != []
         pair.fail_back()
@@ -274,6 +277,37 @@ def test_a_file_that_the_target_does_not_have_is_a_lie(pair: LogPair) -> None:
     (pair.copy / made[3].relative_to(pair.mount)).unlink()
     with pytest.raises(AssertionError, match="the target does not have it"):
         pair.fail_back()
+
+
+COVER: dict[str, Any] = {"paths": [], "folders": [], "files": []}
+LIES: list[dict[str, Any]] = [
+    {},
+    COVER | {"paths": 7},
+    COVER | {"paths": ["zz"]},
+    COVER | {"folders": [b"d1/../../x".hex()]},
+    COVER | {"paths": [b"d1/../d2".hex()]},
+    COVER | {"files": [[b"d1/f1".hex(), [[0, 1 << 62]]]]},
+    COVER | {"files": [[b"d1/f1".hex(), [[-1, 65536]]]]},
+    COVER | {"files": [[b"../x".hex(), []]]},
+    COVER | {"files": 5},
+]
+
+
+def test_a_target_that_lies_about_its_log_ends_the_failback(pair: LogPair) -> None:
+    files(pair.mount, 20)
+    for lie in LIES:
+        ours, theirs = connected()
+        stream, far_stream = connected()
+        with ours, theirs, stream, far_stream:
+            order = {"session": 1, "epoch": 1, "freeze_s": 60.0, "rate_bytes_s": 0}
+            pair.primary.do("failback", ours.fileno(), stream.fileno(), **order)
+            link = Link(theirs)
+            link.send(Op.COVER, lie)
+            link.flush()
+            assert "means nothing" in pair.primary.wait_for("failback-failed")["text"], lie
+            link.close()
+    pair.fail_back()
+    assert pair.differences() == []
 
 
 def test_a_damaged_journal_says_everything(pair: LogPair) -> None:

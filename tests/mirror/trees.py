@@ -6,16 +6,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 
-def _walk(root: bytes) -> Iterator[bytes]:
+def _walk(root: bytes, skip: Callable[[bytes], bool]) -> Iterator[bytes]:
     yield b"."
     for folder, folders, files in os.walk(root):
         for name in folders + files:
-            yield os.path.relpath(os.path.join(folder, name), root)
+            relative = os.path.relpath(os.path.join(folder, name), root)
+            if not skip(relative):
+                yield relative
 
 
 def _digest(path: bytes) -> str:
@@ -23,18 +25,25 @@ def _digest(path: bytes) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def describe(root: Path, *, times: bool = True, owner_of_root: bool = True) -> dict[bytes, dict[str, Any]]:
+def _nothing(_: bytes) -> bool:
+    return False
+
+
+def describe(
+    root: Path, *, times: bool = True, skip: Callable[[bytes], bool] = _nothing
+) -> dict[bytes, dict[str, Any]]:
     """Every path below `root`: type, mode, owner, links, size, contents, target, xattrs (ACLs are some), mtime."""
     base = os.fsencode(root)
     found: dict[bytes, dict[str, Any]] = {}
     groups: dict[int, int] = {}
-    for relative in sorted(_walk(base)):
+    for relative in sorted(_walk(base, skip)):
         path = os.path.join(base, relative)
         status = os.lstat(path)
         about: dict[str, Any] = {
             "mode": oct(status.st_mode),
             "owner": (status.st_uid, status.st_gid),
-            "links": status.st_nlink,
+            # A directory is linked from the directories in it, also from those to skip.
+            "links": status.st_nlink if skip is _nothing or not stat.S_ISDIR(status.st_mode) else 0,
             "rdev": status.st_rdev,
             "xattrs": {name: os.getxattr(path, name, follow_symlinks=False) for name in _xattrs(path)},
         }
@@ -55,9 +64,9 @@ def _xattrs(path: bytes) -> list[str]:
     return sorted(os.listxattr(path, follow_symlinks=False))
 
 
-def differences(left: Path, right: Path, *, times: bool = True) -> list[str]:
-    """One line for each path that differs; empty if the trees are equal."""
-    one, two = describe(left, times=times), describe(right, times=times)
+def differences(left: Path, right: Path, *, times: bool = True, skip: Callable[[bytes], bool] = _nothing) -> list[str]:
+    """One line for each path that differs, but for those to skip; empty if the trees are equal."""
+    one, two = describe(left, times=times, skip=skip), describe(right, times=times, skip=skip)
     lines = []
     for path in sorted(one.keys() | two.keys()):
         if path not in one or path not in two:
