@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import publish, table
-from farmd.mirror.handles import sync_file_system
+from farmd.mirror.durable import sync_file_system
 from tests.mirror.logpair import LogPair
 
 BLOCK = 65_536

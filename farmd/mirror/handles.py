@@ -74,9 +74,3 @@ def path_of(fd: int) -> bytes:
 def _error() -> OSError:
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))
-
-
-def sync_file_system(fd: int) -> None:
-    """syncfs(2): all that was written to the file system of `fd` is durable on return. Raises OSError."""
-    if _libc.syncfs(fd):
-        raise _error()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from farmd.mirror import journal
+from farmd.mirror.durable import sync_folder, write_all
 from farmd.mirror.journal import BLOCK_BYTES, Block, JournalDamaged, Place
 from farmd.mirror.zones import Cover, Line
 
@@ -65,10 +66,7 @@ class JournalFile:
             return
         first = blocks[0].place
         offset = (first.generation % 2) * HALF_BYTES + first.number * BLOCK_BYTES
-        data = memoryview(b"".join(block.data for block in blocks))
-        while data:
-            done = os.pwrite(self._fd, data, offset)
-            data, offset = data[done:], offset + done
+        write_all(self._fd, b"".join(block.data for block in blocks), offset)
 
 
 def clear(path: Path, mirror: bytes, cover: Cover | None = None) -> None:
@@ -105,14 +103,10 @@ def _make(path: Path) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         zeros = bytes(1 << 20)
-        for _ in range(2 * HALF_BYTES // len(zeros)):
-            os.write(fd, zeros)
+        for offset in range(0, 2 * HALF_BYTES, len(zeros)):
+            write_all(fd, zeros, offset)
         os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(new, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

@@ -16,6 +16,7 @@ from typing import Any
 
 from farmd.mirror import attributes, handles
 from farmd.mirror.datapath import digest_blocks, punch
+from farmd.mirror.durable import sync_file_system, write_all
 from farmd.mirror.zonewire import BLOCK_BYTES, Link, Meta, Op
 from farmd.model.errors import PeerError
 
@@ -140,7 +141,7 @@ class Patching:
         fd = self._regular(_path(meta["p"]), meta["n"])
         try:
             if os.fstat(fd).st_size != len(data) or os.pread(fd, len(data) + 1, 0) != data:
-                _write(fd, data, 0)
+                write_all(fd, data, 0)
                 os.ftruncate(fd, len(data))
             attributes.apply(fd, meta["a"])
         finally:
@@ -180,7 +181,7 @@ class Patching:
 
     def _data(self, meta: Meta, data: bytes) -> None:
         if self._file is not None:
-            _write(self._file[0], data, int(meta["o"]))
+            write_all(self._file[0], data, int(meta["o"]))
 
     def _zero(self, meta: Meta, _: bytes) -> None:
         if self._file is not None:
@@ -210,7 +211,7 @@ class Patching:
     def _sync(self, meta: Meta, _: bytes) -> None:
         self._end_file({}, b"")
         if meta.get("durable"):
-            handles.sync_file_system(self._root)
+            sync_file_system(self._root)
         missing, self._missing = self._missing, []
         self._answer({"missing": missing[:100]})
 
@@ -279,13 +280,6 @@ def _path(text: Any, *, root: bool = False) -> bytes:
 
 def _name(path: bytes) -> bytes:
     return os.path.basename(path)
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
 
 
 def _remove_at(folder: int, name: bytes) -> None:

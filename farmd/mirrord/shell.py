@@ -26,6 +26,7 @@ from farmd.mirror import commands as do
 from farmd.mirror import events as on
 from farmd.mirror.acks import Gate
 from farmd.mirror.core import Node
+from farmd.mirror.durable import sync_file_system, sync_folder
 from farmd.mirror.generation import BLANK
 from farmd.mirror.messages import Hello, decode, encode
 from farmd.mirror.orders import Order
@@ -256,12 +257,12 @@ class Shell:
             self._queue.put_nowait(on.LocalFailure(str(error)))
 
     async def _recover(self) -> None:
-        await asyncio.to_thread(disk.sync_file_system, self.root)
+        await asyncio.to_thread(sync_file_system, self.root)
         usable = self.logbook.recover(is_new=self._record.record is None)
         self._queue.put_nowait(on.Recovered(log_usable=usable))
 
     async def _flush_inherited(self) -> None:
-        await asyncio.to_thread(disk.sync_file_system, self.root)
+        await asyncio.to_thread(sync_file_system, self.root)
         self.following.received = False
         await self.serving.flushed()
 
@@ -271,14 +272,14 @@ class Shell:
         except FarmError as error:
             self._queue.put_nowait(on.LocalFailure(str(error)))
         self.resync.forget()
-        disk.sync_folder(self.folder / disk.RECORDS)
+        sync_folder(self.folder / disk.RECORDS)
 
     def _epoch(self) -> int:
         return self.node.record.generation.epoch
 
     async def _flush(self, number: int) -> None:
         try:
-            await asyncio.to_thread(disk.sync_file_system, self.root)
+            await asyncio.to_thread(sync_file_system, self.root)
             self._queue.put_nowait(on.Flushed(number))
         except OSError as error:
             self._queue.put_nowait(on.LocalFailure(f"the disk cannot be synced: {error}"))
