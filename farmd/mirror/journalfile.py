@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from farmd.mirror import journal
@@ -14,6 +15,7 @@ from farmd.mirror.zones import Cover, Line
 
 HALF_BYTES = 16 << 20
 _HALF_BLOCKS = HALF_BYTES // BLOCK_BYTES
+_READ_BYTES = 16 * BLOCK_BYTES
 
 
 class JournalFile:
@@ -30,9 +32,14 @@ class JournalFile:
 
     def read(self) -> Cover:
         """What it says after a crash; a writer goes on with `begin`. Raises JournalDamaged."""
-        halves = [os.pread(self._fd, HALF_BYTES, half * HALF_BYTES) for half in (0, 1)]
-        cover, self._place = journal.read(self._mirror, halves)
+        cover, self._place = journal.read(self._mirror, [partial(self._blocks, half) for half in (0, 1)])
         return cover
+
+    def _blocks(self, half: int) -> Iterator[bytes]:
+        """Those of a half, some at a time: most of the file is room that was never used in this generation."""
+        for start in range(0, HALF_BYTES, _READ_BYTES):
+            data = os.pread(self._fd, _READ_BYTES, half * HALF_BYTES + start)
+            yield from journal.blocks_of(data)()
 
     @property
     def wants_snapshot(self) -> bool:
