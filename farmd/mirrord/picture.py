@@ -49,6 +49,7 @@ async def picture(shell: Shell) -> dict[str, Any]:
         "dirty": _dirty(stats) if status.phase is Phase.PRIMARY and not in_sync else None,
         "resync": _resync(shell),
         "last_resync": shell.resync.last,
+        "last_promotion_ms": shell.took.last,
         "job": None if shell.comparing.job is None else _job(shell),
         "history": _history(status.history),
         "peer_history": _history(status.peer_history),

@@ -40,6 +40,7 @@ from farmd.mirrord.keys import Keys
 from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
+from farmd.mirrord.took import Took
 from farmd.mirrord.wire import Control, Message, Peer
 from farmd.model.errors import FarmError, KernelError, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
@@ -57,7 +58,7 @@ class Shell:
         self.config, self.folder = config, folder
         self.keys = Keys(Path(config.keys)).check(config.node) if config.keys else None
         self.happened: deque[dict[str, Any]] = deque(maxlen=200)
-        self.trouble = ""
+        self.trouble, self.took = "", Took()
         self.peer_hello: Hello | None = None
         self.control: Control | None = None
         self.session = 0
@@ -90,6 +91,7 @@ class Shell:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._orders.append((order, done))
         self._queue.put_nowait(on.Ordered(order))
+        self.took.begin(order)
         name = type(order).__name__.lower()
         try:
             async with asyncio.timeout(timeout_s):
@@ -171,7 +173,8 @@ class Shell:
         for command in self.node.handle(now_ns, event) if event else self.node.tick(now_ns):
             _log.debug("%s", command)
             if getattr(command, "session", self.session) == self.session:  # else its connection is over
-                await self._carry_out(command)
+                with self.took.part(type(command)):
+                    await self._carry_out(command)
         if isinstance(event, on.PeerLost):
             await self.serving.unpaired()
 
@@ -287,7 +290,8 @@ class Shell:
     async def _ask_arbiter(self, command: do.Cas | do.ReadRegister) -> None:
         try:
             if isinstance(command, do.Cas):
-                answer = await self.arbiter.claim(command.claim, command.ordered)
+                with self.took.part(do.Cas):
+                    answer = await self.arbiter.claim(command.claim, command.ordered)
                 self._queue.put_nowait(on.ClaimAnswered(command.claim, answer))
             else:
                 self._queue.put_nowait(on.RegisterRead(await self.arbiter.read()))
@@ -354,6 +358,7 @@ class Shell:
     # ---- small acts ----
 
     def _answer(self, order: Order, error: FarmError | None) -> None:
+        self.took.end(order, error)
         for pair in [each for each in self._orders if each[0] is order]:
             self._orders.remove(pair)
             if pair[1].done():
