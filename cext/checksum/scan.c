@@ -42,6 +42,7 @@ static int examine_regular(struct scan *scan, int folder, const struct entry *en
 		found->kind = CONTENT_LARGE;
 	else {
 		found->kind = CONTENT_HASH;
+		engine_pace_reading(e, entry->meta.size);
 		// A file that changes its size meanwhile gets the digest of what was read: ctime tells the rest.
 		result = file_digest(&e->secret, fd, entry->meta.size, scratch->data, &found->digest) < 0 ? -1 : 0;
 		COUNT(e, bytes_hashed, entry->meta.size);

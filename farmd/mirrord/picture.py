@@ -48,6 +48,7 @@ async def picture(shell: Shell) -> dict[str, Any]:
         "lag": {"bytes": stats.get("lag_bytes", 0), "frames": stats.get("lag_frames", 0)},
         "dirty": _dirty(stats) if status.phase is Phase.PRIMARY and not in_sync else None,
         "resync": _resync(shell),
+        "pace": shell.throttle.shown(),
         "last_resync": shell.resync.last,
         "last_promotion_ms": shell.took.last,
         "job": None if shell.comparing.job is None else _job(shell),

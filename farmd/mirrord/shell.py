@@ -40,6 +40,7 @@ from farmd.mirrord.keys import Keys
 from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
+from farmd.mirrord.throttle import Throttle
 from farmd.mirrord.took import Took
 from farmd.mirrord.wire import Control, Message, Peer
 from farmd.model.errors import FarmError, KernelError, TimedOut
@@ -73,6 +74,7 @@ class Shell:
         """Until the node is stopped by an order. Raises FarmError when it cannot start."""
         self._open()
         self.peer.listen()
+        self._task(self.throttle.run())
         self._spare = asyncio.create_task(Engine.start(self.root, self._lock, self._records))
         try:
             while not self._halted:
@@ -118,9 +120,8 @@ class Shell:
         try:
             self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise FarmError(
-                config.directory, f"it cannot be opened ({error.strerror})", "Make the directory"
-            ) from error
+            cause = f"it cannot be opened ({error.strerror})"
+            raise FarmError(config.directory, cause, "Make the directory") from error
         self._records = disk.records(self.folder)
         self._record = disk.RecordFile(self.folder / "record")
         is_part = self._record.record is not None and self._record.record.generation != BLANK
@@ -128,12 +129,14 @@ class Shell:
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         self.logbook = Logbook(self.folder, self.mirror)
-        hands = (self._take_engine, self._queue.put_nowait, self._lose)
-        self.serving = Serving(config, self.keys, self.root, *hands, self.logbook, image)
+        post, start = self._queue.put_nowait, self._for_session
+        self.serving = Serving(config, self.keys, self.root, self._take_engine, post, self._lose, self.logbook, image)
         receiving = (self._take_engine, self._say, self._lose, self.logbook)
         self.following = Following(config, self.keys, self._records, self.root, *receiving)
-        self.resync = Resync(config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say)
-        post, start = self._queue.put_nowait, self._for_session
+        self.resync = Resync(
+            config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say, self.serving.pace
+        )
+        self.throttle = Throttle(config, self.serving.stats, self.resync)
         self.comparing = Comparing(self.resync, self.serving, post, start, self.order, self._epoch)
         settings = Settings(
             self.mirror,
@@ -330,17 +333,16 @@ class Shell:
                 self.peer_hello = said
             self._queue.put_nowait(on.PeerSaid(session, said))
             return
-        match message["shell"]:
-            case "announce":
-                self.following.announce(message)
-            case "names":
-                self.following.names(message)
-            case "progress":
-                self.resync.on_progress(message)
-            case "found":
-                self.resync.on_found(message)
-            case "answer":
-                self.resync.on_answer(message)
+        hear = {
+            "announce": self.following.announce,
+            "names": self.following.names,
+            "pace": self.following.pace,
+            "progress": self.resync.on_progress,
+            "found": self.resync.on_found,
+            "answer": self.resync.on_answer,
+        }.get(message["shell"])
+        if hear is not None:
+            hear(message)
 
     def _say(self, message: Message) -> None:
         if self.control is not None:

@@ -6,8 +6,9 @@ A child is used for one thing: it is mounted, or it is confined and receives. So
 a process that could mount, and a node that becomes primary takes another child.
 
 Orders besides those of the data path: `confine` (root, records, readable), `names` (what the next pass is to look at),
-and `pass`, which carries the connected socket along; `{"event": "progress"}` follows while it goes on, then
-`{"event": "found"}` with what was found, and `{"event": "passed"}` last.
+`pace-pass` (how much of contents to read in a second), and `pass`, which carries the connected socket along;
+`{"event": "progress"}` follows while it goes on, then `{"event": "found"}` with what was found, and
+`{"event": "passed"}` last.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Worker(Engine):
             "names": self._take_names,
             "pass": self._pass,
             "stop-pass": self._stop_pass,
+            "pace-pass": self._pace_pass,
         }
 
     def _confine(self, order: Message, _: list[int]) -> Message:
@@ -88,6 +90,11 @@ class Worker(Engine):
     def _stop_pass(self, _: Message, __: list[int]) -> Message:
         if self._bulk is not None:
             self._bulk.stop()
+        return {}
+
+    def _pace_pass(self, order: Message, _: list[int]) -> Message:
+        if self._bulk is not None:
+            self._bulk.limit(0, order["read_bytes_s"])
         return {}
 
     def _stop(self) -> None:
