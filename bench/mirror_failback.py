@@ -32,7 +32,7 @@ from typing import Any
 
 from bench.link import SOURCE, SOURCE_IP, TARGET, TARGET_IP, inside, link
 from bench.report import publish, table
-from farmd.mirror.handles import sync_file_system
+from farmd.mirror.durable import sync_file_system
 from tests.mirror.logpair import LogPair
 
 BLOCK = 65_536

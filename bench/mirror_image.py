@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bench.mirror_places import disk
 from bench.report import publish, table
-from farmd.mirrord.disk import sync_file_system
+from farmd.mirror.durable import sync_file_system
 from farmd.mirrord.image import FILE, Image, make
 from tests.mirror.pair import Pair
 from tests.mirror.trees import differences

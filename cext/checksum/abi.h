@@ -47,11 +47,12 @@ struct checksum_options {
 	uint64_t only_bytes; // end of one: all below it as well. NULL: the whole tree. Not together with a record.
 };
 
-// Written by the engine while it runs, read by others at any time; `stop` and `rate_bytes_s` are the caller's.
+// Written by the engine while it runs, read by others at any time; `stop` and both limits are the caller's.
 struct checksum_progress {
 	uint32_t stop;	       // not 0: end soon
 	uint32_t phase;	       // 0 greeting, 1 comparing directories, 2 contents, 3 making durable, 4 done
 	uint64_t rate_bytes_s; // limit for contents that the source sends; 0: none
+	uint64_t read_bytes_s; // limit for contents that this side reads; 0: none
 	uint64_t files_seen;   // names looked at
 	uint64_t bytes_hashed;
 	uint64_t bytes_compared; // of the files whose contents both sides compared block by block

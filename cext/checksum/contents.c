@@ -184,6 +184,7 @@ static int hash_blocks(struct target *target, struct slot *slot, struct digest *
 		size_t want = slot->length - done < IO_SIZE ? (size_t)(slot->length - done) : IO_SIZE;
 		size_t have = 0;
 
+		engine_pace_reading(&target->engine, want);
 		while (have < want) {
 			ssize_t got = pread(slot->job->fd, scratch->data + have, want - have,
 					    (off_t)(slot->offset + done + have));

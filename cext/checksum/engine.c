@@ -15,6 +15,7 @@ void engine_open(struct engine *e, const struct checksum_options *options, struc
 	e->options = options;
 	e->progress = progress;
 	e->error = error;
+	e->sending.filled_ns = e->reading.filled_ns = now_ns();
 	pthread_mutex_init(&e->lock, NULL);
 	if (only_load(&e->only, options))
 		engine_fail(e, ENOMEM, "out of memory");
@@ -74,6 +75,46 @@ void engine_report(struct engine *e, uint32_t finding, int code, const char *fol
 	pthread_mutex_unlock(&e->lock);
 	if (wrote != (ssize_t)(sizeof(head) + (size_t)length))
 		engine_fail(e, wrote < 0 ? errno : ENOSPC, "the report cannot be written");
+}
+
+// Whether `bytes` may pass now; then they are taken, on credit if must be, so that anything passes once.
+static int bucket_take(struct engine *e, struct bucket *bucket, uint64_t rate, size_t bytes)
+{
+	double burst = (double)rate / 20 + FRAME_MAX; // 50 ms, and always one frame
+
+	pthread_mutex_lock(&e->lock);
+	uint64_t now = now_ns();
+
+	bucket->tokens += (double)rate * (double)(now - bucket->filled_ns) / 1e9;
+	bucket->tokens = bucket->tokens > burst ? burst : bucket->tokens;
+	bucket->filled_ns = now;
+	int may = bucket->tokens >= 0;
+
+	bucket->tokens -= may ? (double)bytes : 0;
+	pthread_mutex_unlock(&e->lock);
+	return may;
+}
+
+// The limit may change while this waits.
+static void pace(struct engine *e, struct bucket *bucket, const uint64_t *limit, size_t bytes)
+{
+	for (;;) {
+		uint64_t rate = __atomic_load_n(limit, __ATOMIC_RELAXED);
+
+		if (!rate || engine_stopping(e) || bucket_take(e, bucket, rate, bytes))
+			return;
+		nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+	}
+}
+
+void engine_pace_sending(struct engine *e, size_t bytes)
+{
+	pace(e, &e->sending, &e->progress->rate_bytes_s, bytes);
+}
+
+void engine_pace_reading(struct engine *e, size_t bytes)
+{
+	pace(e, &e->reading, &e->progress->read_bytes_s, bytes);
 }
 
 uint64_t now_ns(void)

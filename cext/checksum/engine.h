@@ -19,6 +19,12 @@
 #define XATTRS_MAX (256u << 10) // of one inode, all together
 #define ROUNDS	   3		// how often a directory that changes under us is tried
 
+// A token bucket; in debt nothing passes. All are under the engine's lock.
+struct bucket {
+	double tokens; // bytes
+	uint64_t filled_ns;
+};
+
 struct engine {
 	const struct checksum_options *options;
 	struct checksum_progress *progress;
@@ -28,6 +34,7 @@ struct engine {
 	struct secret secret;
 	struct only only;
 	struct parts parts;
+	struct bucket sending, reading;
 };
 
 #define COUNT(engine, field, amount) __atomic_fetch_add(&(engine)->progress->field, (amount), __ATOMIC_RELAXED)
@@ -40,6 +47,9 @@ int engine_fail(struct engine *e, int code, const char *format, ...) __attribute
 // Something failed, or the caller wants the run to end.
 int engine_stopping(struct engine *e);
 void engine_report(struct engine *e, uint32_t finding, int code, const char *folder, const char *name);
+// Wait until the caller's limits let so much be sent, or be read from the disk.
+void engine_pace_sending(struct engine *e, size_t bytes);
+void engine_pace_reading(struct engine *e, size_t bytes);
 uint64_t now_ns(void);
 // "folder/name" in `to`; "" is the directory itself. -1 if it does not fit.
 int path_join(char to[PATH_ROOM], const char *folder, const char *name);

@@ -316,7 +316,7 @@ int link_open(struct link *link, struct engine *engine, int is_source, const str
 	link->in = engine->options->in_fd;
 	link->out = engine->options->out_fd;
 	link->send_key = link->receive_key = LINK_MAGIC;
-	link->last_heard_ns = link->tokens_ns = now_ns();
+	link->last_heard_ns = now_ns();
 	pthread_mutex_init(&link->lock, NULL);
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -375,28 +375,4 @@ void link_close(struct link *link)
 	pthread_cond_destroy(&link->closed);
 	pthread_mutex_destroy(&link->lock);
 	memset(link, 0, sizeof(*link));
-}
-
-void link_pace(struct link *link, size_t bytes)
-{
-	for (;;) {
-		uint64_t rate = __atomic_load_n(&link->engine->progress->rate_bytes_s, __ATOMIC_RELAXED);
-
-		if (!rate || engine_stopping(link->engine))
-			return;
-		pthread_mutex_lock(&link->lock);
-		uint64_t now = now_ns();
-		double burst = (double)rate / 20 + FRAME_MAX; // 50 ms, and always one frame
-
-		link->tokens += (double)rate * (double)(now - link->tokens_ns) / 1e9;
-		link->tokens = link->tokens > burst ? burst : link->tokens;
-		link->tokens_ns = now;
-		int may = link->tokens >= (double)bytes;
-
-		link->tokens -= may ? (double)bytes : 0;
-		pthread_mutex_unlock(&link->lock);
-		if (may)
-			return;
-		nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
-	}
 }

@@ -54,8 +54,6 @@ struct link {
 	pthread_t pinger;
 	int pinging, closing;
 	pthread_cond_t closed;
-	double tokens; // of the rate limit, in bytes
-	uint64_t tokens_ns;
 };
 
 // Says hello and hears the peer's. `ids` are this side's record and unfinished record; the peer's come back in
@@ -69,8 +67,6 @@ int link_send_lazily(struct link *link, uint8_t type, const struct buffer *body)
 int link_send_with(struct link *link, uint8_t type, const struct buffer *body, const void *data, size_t length);
 // Waits for the next frame; its body is good until the next call. -1: the run has failed.
 int link_receive(struct link *link, struct frame *frame);
-// Waits until `bytes` may be sent under the caller's rate limit.
-void link_pace(struct link *link, size_t bytes);
 // Checks a complete frame at `data`; returns its size, 0 if more is needed, -1 if it is not one.
 int64_t frame_parse(const unsigned char *data, size_t length, uint64_t key, uint64_t number, struct frame *frame);
 uint64_t frame_check(uint64_t key, uint64_t number, uint8_t type, const void *a, size_t a_length, const void *b,

@@ -293,6 +293,13 @@ static int set_has(const struct record_set *set, struct digest token)
 	return 0;
 }
 
+// The table is larger than any cache. Most tokens are of the first run.
+void record_expect(const struct record *record, struct digest token)
+{
+	if (record->believed)
+		__builtin_prefetch(&record->believed->slots[in_run(token, 1).low & record->believed->mask]);
+}
+
 unsigned int record_knows(const struct record *record, struct digest token)
 {
 	for (unsigned int run = 1; record->believed && run <= record->believed_runs; run++)

@@ -65,6 +65,8 @@ struct record_plan {
 };
 // Carries out what the target has planned.
 int record_begin(struct record *record, const struct record_plan *plan, int is_source);
+// `record_knows` will be asked for this token in a moment.
+void record_expect(const struct record *record, struct digest token);
 // In which run this token was first recorded; 0: unknown.
 unsigned int record_knows(const struct record *record, struct digest token);
 struct digest record_token(const struct record *record, struct digest folder, const struct entry *entry);

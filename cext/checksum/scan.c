@@ -42,6 +42,7 @@ static int examine_regular(struct scan *scan, int folder, const struct entry *en
 		found->kind = CONTENT_LARGE;
 	else {
 		found->kind = CONTENT_HASH;
+		engine_pace_reading(e, entry->meta.size);
 		// A file that changes its size meanwhile gets the digest of what was read: ctime tells the rest.
 		result = file_digest(&e->secret, fd, entry->meta.size, scratch->data, &found->digest) < 0 ? -1 : 0;
 		COUNT(e, bytes_hashed, entry->meta.size);
@@ -74,7 +75,8 @@ int examine(struct scan *scan, int folder, const struct entry *entry, int all, s
 	found->digest = (struct digest){0, 0};
 	found->target[0] = 0;
 	found->kind = CONTENT_NONE;
-	found->token = record_token(scan->record, scan->folder_key, entry);
+	found->token =
+	    entry->token.low || entry->token.high ? entry->token : record_token(scan->record, scan->folder_key, entry);
 	found->run = record_knows(scan->record, found->token);
 	known = found->run != 0;
 	if (entry->local.mount_root)
@@ -125,6 +127,14 @@ static struct digest entry_digest(const struct secret *secret, const struct entr
 	return digest_of(secret, words, 10 * 8 + entry->name_length);
 }
 
+static void expect(void *context, struct entry *entry)
+{
+	struct scan *scan = context;
+
+	entry->token = record_token(scan->record, scan->folder_key, entry);
+	record_expect(scan->record, entry->token);
+}
+
 static int visit(void *context, int folder, const struct entry *entry, struct scratch *scratch)
 {
 	struct scan *scan = context;
@@ -168,15 +178,14 @@ static int visit_token(void *context, int folder, const struct entry *entry, str
 	if (record_may(scan->record, entry) &&
 	    !exclude_child(scan->engine->options->excluded, scan->folder, entry->name) &&
 	    !(S_ISDIR(entry->meta.mode) && *entry->name)) {
-		struct digest token = record_token(scan->record, scan->folder_key, entry);
-
-		put(scan->tokens, &token, sizeof(token));
+		put(scan->tokens, &entry->token, sizeof(entry->token));
 	}
 	return 0;
 }
 
-static int scan_with(struct scan *scan, int root, struct scratch *scratch, tree_visit one)
+static int scan_with(struct scan *scan, int root, struct scratch *scratch, tree_visit visit)
 {
+	struct tree_visitor visitor = {expect, visit};
 	struct entry self;
 	int fd = tree_open_folder(root, scan->folder);
 	int result = -1;
@@ -188,9 +197,10 @@ static int scan_with(struct scan *scan, int root, struct scratch *scratch, tree_
 	if (tree_stat(fd, "", &self) == 0) {
 		// Its size and link count are matters of each file system.
 		self.local.links = 1;
-		result = one(scan, fd, &self, scratch);
+		expect(scan, &self);
+		result = visitor.visit(scan, fd, &self, scratch);
 		if (!result)
-			result = tree_each(fd, scratch, one, scan);
+			result = tree_each_expected(fd, scratch, &visitor, scan);
 	}
 	int code = errno;
 

@@ -36,7 +36,7 @@ static int send_run(struct job *job, uint64_t offset, const unsigned char *data,
 		put_u8(job->body, (uint8_t)is_hole(job->fd, offset, length));
 		return link_send(&job->source->link, FRAME_ZEROS, job->body);
 	}
-	link_pace(&job->source->link, length);
+	engine_pace_sending(&job->source->engine, length);
 	return link_send_with(&job->source->link, FRAME_BLOCKS, job->body, data, length);
 }
 
@@ -60,6 +60,7 @@ static int compare_buffer(struct job *job, uint64_t offset, const unsigned char 
 	int open = 0, open_zeros = 0;
 
 	COUNT(&job->source->engine, bytes_hashed, length);
+	engine_pace_reading(&job->source->engine, length);
 	for (; at < length; at += BLOCK_SIZE) {
 		size_t size = length - at < BLOCK_SIZE ? length - at : BLOCK_SIZE;
 		// For a run of zeros at the target the question itself; else only asked about what differs.

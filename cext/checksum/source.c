@@ -210,7 +210,7 @@ static void serve_probe(struct source *source, struct request *request, struct s
 	for (uint64_t left = request->probe_bytes; left;) {
 		size_t step = left < IO_SIZE ? (size_t)left : IO_SIZE;
 
-		link_pace(&source->link, step);
+		engine_pace_sending(&source->engine, step);
 		if (link_send_with(&source->link, FRAME_PROBE_DATA, NULL, scratch->data, step))
 			return;
 		left -= step;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -95,6 +96,7 @@ int tree_stat(int folder, const char *name, struct entry *entry)
 	int is_device = S_ISCHR(s.stx_mode) || S_ISBLK(s.stx_mode);
 
 	entry->name = name;
+	entry->token = (struct digest){0, 0};
 	entry->name_length = strlen(name);
 	entry->meta = (struct meta){
 	    .mode = s.stx_mode,
@@ -145,31 +147,88 @@ int folder_is_good(const char *folder, size_t length)
 	return 1;
 }
 
-int tree_each(int folder, struct scratch *scratch, tree_visit visit, void *context)
+#define AHEAD 16
+
+struct name {
+	uint64_t inode;
+	const char *text;
+};
+
+static int by_inode(const void *a, const void *b)
 {
+	const struct name *x = a, *y = b;
+
+	return (x->inode > y->inode) - (x->inode < y->inode);
+}
+
+// In the order of their inodes: neighbours lie together, on the disk and in the kernel's memory.
+static size_t sorted_names(const struct scratch *scratch, long length, struct name *names)
+{
+	size_t count = 0;
+
+	for (long at = 0; at < length;) {
+		const struct dirent64 *found = (const struct dirent64 *)(const void *)(scratch->names + at);
+
+		at += found->d_reclen;
+		if (name_is_good(found->d_name, strlen(found->d_name)))
+			names[count++] = (struct name){found->d_ino, found->d_name};
+	}
+	qsort(names, count, sizeof(*names), by_inode);
+	return count;
+}
+
+// A few at a time, so that `expect` may fetch from memory what `visit` will need.
+static int visit_some(int folder, struct scratch *scratch, const struct name *names, size_t count,
+		      const struct tree_visitor *visitor, void *context)
+{
+	struct entry entries[AHEAD];
+	size_t there = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		if (tree_stat(folder, names[i].text, &entries[there])) {
+			if (errno == ENOENT)
+				continue;
+			return -1;
+		}
+		if (visitor->expect)
+			visitor->expect(context, &entries[there]);
+		there++;
+	}
+	for (size_t i = 0; i < there; i++) {
+		int result = visitor->visit(context, folder, &entries[i], scratch);
+
+		if (result)
+			return result;
+	}
+	return 0;
+}
+
+int tree_each_expected(int folder, struct scratch *scratch, const struct tree_visitor *visitor, void *context)
+{
+	struct name names[NAMES_SIZE / 24]; // no entry is shorter
+
 	for (;;) {
 		long got = syscall(SYS_getdents64, folder, scratch->names, NAMES_SIZE);
 
 		if (got <= 0)
 			return (int)got;
-		for (long at = 0; at < got;) {
-			struct dirent64 *found = (struct dirent64 *)(void *)(scratch->names + at);
-			struct entry entry;
+		size_t count = sorted_names(scratch, got, names);
 
-			at += found->d_reclen;
-			if (!name_is_good(found->d_name, strlen(found->d_name)))
-				continue;
-			if (tree_stat(folder, found->d_name, &entry)) {
-				if (errno == ENOENT)
-					continue;
-				return -1;
-			}
-			int result = visit(context, folder, &entry, scratch);
+		for (size_t at = 0; at < count; at += AHEAD) {
+			size_t some = count - at < AHEAD ? count - at : AHEAD;
+			int result = visit_some(folder, scratch, names + at, some, visitor, context);
 
 			if (result)
 				return result;
 		}
 	}
+}
+
+int tree_each(int folder, struct scratch *scratch, tree_visit visit, void *context)
+{
+	struct tree_visitor visitor = {.visit = visit};
+
+	return tree_each_expected(folder, scratch, &visitor, context);
 }
 
 int file_digest(const struct secret *secret, int fd, uint64_t size, unsigned char *io, struct digest *digest)

@@ -32,7 +32,8 @@ struct local {
 };
 
 struct entry {
-	const char *name; // "" is the directory itself
+	const char *name;    // "" is the directory itself
+	struct digest token; // of the record, if `scan.c` has made it already
 	size_t name_length;
 	struct meta meta;
 	struct local local;
@@ -48,9 +49,16 @@ int name_is_good(const char *name, size_t length);
 int folder_is_good(const char *folder, size_t length);
 
 typedef int (*tree_visit)(void *context, int folder, const struct entry *entry, struct scratch *scratch);
-// Calls `visit` for every name but "." and "..", in no order. A name that vanishes meanwhile is left out.
+// Calls `visit` for every name but "." and "..", in no order that means anything. A name that vanishes meanwhile is
+// left out.
 // 0, or -1 and errno, or what `visit` returned if not 0.
 int tree_each(int folder, struct scratch *scratch, tree_visit visit, void *context);
+// The same; some moments before its visit, an entry goes to `expect`, which may be NULL.
+struct tree_visitor {
+	void (*expect)(void *context, struct entry *entry);
+	tree_visit visit;
+};
+int tree_each_expected(int folder, struct scratch *scratch, const struct tree_visitor *visitor, void *context);
 
 // All extended attributes as {u16 length, name, u32 length, value}; ACLs are among them. -1 and errno.
 // `fd` is the inode opened (also O_PATH), or with a name the directory it is in.

@@ -63,6 +63,9 @@ def _work(data: dict[str, Any]) -> list[str]:
         lines.append(f"  to send     {changed} changed since the peer went, as far as this process saw")
     if data["resync"]:
         lines.append(f"  resync      {bar(data)}")
+        if data["pace"]:
+            rate = f"{_size(data['pace']['rate_bytes_s'])}/s at most" if data["pace"]["rate_bytes_s"] else "no limit"
+            lines.append(f"  pace        {rate}: {data['pace']['why']}")
     elif data["last_resync"]:
         last = data["last_resync"]
         moved = f"{_size(last['bytes_moved'])} in {last['names']} names, {duration(last['seconds'])}"

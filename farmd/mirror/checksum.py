@@ -180,9 +180,9 @@ class Run:
         """End soon; the run raises FarmError."""
         self._progress.stop = 1
 
-    def limit(self, rate_bytes_s: int) -> None:
-        """What a source sends of contents from now on; 0: no limit."""
-        self._progress.rate_bytes_s = rate_bytes_s
+    def limit(self, rate_bytes_s: int, read_bytes_s: int = 0) -> None:
+        """What a source sends of contents from now on, and what this side reads of them; 0: no limit."""
+        self._progress.rate_bytes_s, self._progress.read_bytes_s = rate_bytes_s, read_bytes_s
 
     def findings(self) -> Iterator[Finding]:
         """What was found so far, in no order. A sync names what it made equal, too."""

@@ -48,8 +48,8 @@ class Pace:
     """0: as fast as the link and the disks are."""
     floor_bytes_s: int = 4 << 20
     """It never gets slower than this, however busy applications are, or it would not end."""
-    slowdown: float = 0.2
-    """How much the latency of applications' syncs may rise through a resync."""
+    slowdown: float = 2.0
+    """How many times as long as without it applications' changes and syncs may take through a resync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,6 @@ def _numbers(config: MirrorPolicy) -> list[Fault]:
             pace.ceiling_bytes_s == 0 or pace.ceiling_bytes_s >= pace.floor_bytes_s,
             "must be 0 (no limit) or at least pace.floor_bytes_s",
         ),
-        ("pace.slowdown", 0 < pace.slowdown <= 10, "must be above 0 and at most 10"),
+        ("pace.slowdown", 1 < pace.slowdown <= 100, "must be above 1 and at most 100"),
     ]
     return [Fault(key, text, "See the comments in the example.") for key, right, text in wrong if not right]

@@ -78,6 +78,7 @@ class Engine:
         self._keeper: Keeper | None = None
         self._failback: threading.Thread | None = None
         self._failback_link: Link | None = None
+        self._paced: Failback | None = None
         self._orders: dict[str, Callable[[Message, list[int]], Message]] = {
             "mount": self._mount,
             "attach": self._attach,
@@ -93,6 +94,7 @@ class Engine:
             "checkpoint": self._checkpoint,
             "stats": self._stats,
             "failback": self._fail_back,
+            "pace": self._pace,
             "log": self._log,
             "unmount": self._unmount,
             "free": self._free,
@@ -103,10 +105,7 @@ class Engine:
         """Until `end`, or until the parent is gone."""
         while not self._over:
             for key, _ in self._selector.select():
-                if key.fileobj is self._control:
-                    self._read_order()
-                else:
-                    self._report_events()
+                (self._read_order if key.fileobj is self._control else self._report_events)()
         self._stop()
 
     def _send(self, message: Message) -> None:
@@ -210,6 +209,7 @@ class Engine:
             tls = self._secure(order, stream, server=False)
             pace = (order["rate_bytes_s"], order["freeze_s"])
             failback = Failback(self._fs(), keeper, self._root, link, *pace, self._excluded)
+            self._paced = failback
             came = failback.run(lambda: self._fs().attach(stream, order["session"], order["epoch"], tls))
             self._send({"event": "failback"} | asdict(came))
         except (OSError, ValueError, FarmError) as error:
@@ -218,10 +218,15 @@ class Engine:
         finally:
             if self._failback_link is not None:
                 self._failback_link.close()
-            self._failback_link = None
+            self._failback_link = self._paced = None
             plain.close()
             if not wanted:
                 os.close(stream)  # TLS goes on using it
+
+    def _pace(self, order: Message, _: list[int]) -> Message:
+        if (failback := self._paced) is not None:
+            failback.rate_bytes_s = order["rate_bytes_s"]
+        return {}
 
     def _secure(self, order: Message, fd: int, server: bool) -> Tls | None:
         wanted = order.get("tls")
@@ -248,8 +253,7 @@ class Engine:
                 raise ValueError("a stream is being received already")
             self._receiving.join()  # it has told its end, and a moment later it is over
         self._ended.clear()
-        fd = os.dup(fds[0])
-        self._receiving = threading.Thread(target=self._apply, args=(fd, order))
+        self._receiving = threading.Thread(target=self._apply, args=(os.dup(fds[0]), order))
         self._receiving.start()
         return {}
 

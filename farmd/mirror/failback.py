@@ -64,7 +64,9 @@ class Failback:
         excluded: tuple[str, ...] = (),
     ) -> None:
         self._fs, self._keeper, self._root, self._link = fs, keeper, root, link
-        self._rate, self._freeze_s, self._excluded = rate_bytes_s, freeze_s, excluded
+        self._freeze_s, self._excluded = freeze_s, excluded
+        self.rate_bytes_s = rate_bytes_s
+        """What it sends at most beside applications; 0: no limit. It may be changed while it goes on."""
         self._bucket = Bucket(time.monotonic_ns())
         self._until: float | None = None
         self.came = Came()
@@ -144,9 +146,9 @@ class Failback:
             if time.monotonic() > self._until:
                 cause = f"its last round took longer than {self._freeze_s:g} s, in which changes are held back"
                 raise TimedOut("failback", cause, "It is tried again; raise freeze_s if it never ends")
-        elif self._rate:
-            self._bucket = self._bucket.filled(time.monotonic_ns(), self._rate).taken(size)
-            wait_ns = self._bucket.wait_ns(self._rate)
+        elif rate := self.rate_bytes_s:
+            self._bucket = self._bucket.filled(time.monotonic_ns(), rate).taken(size)
+            wait_ns = self._bucket.wait_ns(rate)
             if wait_ns:
                 self._link.flush()
                 time.sleep(wait_ns / 1e9)

@@ -47,7 +47,7 @@ def has_parts(root: int) -> bool:
 
 
 def parts(root: int) -> list[bytes]:
-    """The names of its directories; the first is part 1. None if it is not such a root. Raises OSError."""
+    """The names of its directories; the first is part 1. empty if it is not such a root. Raises OSError."""
     return sorted(map(os.fsencode, os.listdir(root))) if has_parts(root) else []
 
 
@@ -134,14 +134,3 @@ def path_of(fd: int) -> bytes:
 def _error() -> OSError:
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))
-
-
-def sync_file_system(fd: int) -> None:
-    """syncfs(2): all that was written to the file system of `fd`, or of its parts, is durable. Raises OSError."""
-    for name in parts(fd) or [b"."]:
-        part = open_part(fd, name)
-        try:
-            if _libc.syncfs(part):
-                raise _error()
-        finally:
-            os.close(part)

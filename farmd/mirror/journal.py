@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from farmd.mirror.zones import MAX_PLACE_BYTES, Cover, Kind, Line, Mark, Named, TreeMark, Zone
@@ -70,16 +70,26 @@ def append(mirror: bytes, place: Place, lines: Sequence[Line]) -> tuple[list[Blo
     return blocks, place
 
 
-def read(mirror: bytes, halves: Sequence[bytes]) -> tuple[Cover, Place]:
-    """The cover that the file holds, and the place after its last good block.
+Half = Callable[[], Iterator[bytes]]
+"""The blocks of a half from its beginning, read as they are asked for."""
+
+
+def read(mirror: bytes, halves: Sequence[Half]) -> tuple[Cover, Place]:
+    """The cover that the file holds, and the place after its last good block; nothing is read that does not count.
 
     A writer that goes on after a crash begins a new generation rather than append behind a torn block.
     Raises JournalDamaged if neither half has a whole snapshot of this mirror.
     """
-    found = [each for each in (_read_half(mirror, half) for half in halves) if each is not None]
-    if not found:
-        raise JournalDamaged("no half of the journal has a whole snapshot of this mirror")
-    return max(found, key=lambda each: each[1].generation)
+    for half in sorted(halves, key=lambda each: _generation(mirror, each), reverse=True):
+        found = _read_half(mirror, half())
+        if found is not None:
+            return found
+    raise JournalDamaged("no half of the journal has a whole snapshot of this mirror")
+
+
+def blocks_of(half: bytes) -> Half:
+    """A half that is in memory."""
+    return lambda: (half[at : at + BLOCK_BYTES] for at in range(0, len(half) - BLOCK_BYTES + 1, BLOCK_BYTES))
 
 
 def _block(mirror: bytes, place: Place, chunk: bytes) -> Block:
@@ -89,20 +99,35 @@ def _block(mirror: bytes, place: Place, chunk: bytes) -> Block:
     return Block(place, data[:4] + struct.pack("<I", crc) + data[_CRC_END:])
 
 
-def _read_half(mirror: bytes, half: bytes) -> tuple[Cover, Place] | None:
+def _generation(mirror: bytes, half: Half) -> int:
+    """Of a half's first block, which is that of all that counts in it; -1 if it is not good."""
+    first = _read_block(mirror, 0, next(half(), b""))
+    return -1 if first is None else first[0].generation
+
+
+def _read_half(mirror: bytes, half: Iterator[bytes]) -> tuple[Cover, Place] | None:
+    """None if its snapshot is not whole."""
     cover = Cover()
     place: Place | None = None
-    for number in range(len(half) // BLOCK_BYTES):
-        data = half[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
-        magic, crc, owner, generation, at, snapshot, length = _HEAD.unpack_from(data)
-        good = magic == _MAGIC and owner == mirror and at == number and zlib.crc32(data[_CRC_END:]) == crc
-        if not good or (place is not None and generation != place.generation):
+    for number, data in enumerate(half):
+        block = _read_block(mirror, number, data)
+        if block is None or (place is not None and block[0].generation != place.generation):
             break
-        cover.apply(_lines(data[_HEAD.size : _HEAD.size + length]))
-        place = Place(generation, number + 1, snapshot)
+        place = block[0]
+        cover.apply(_lines(block[1]))
     if place is None or place.number < place.snapshot:
         return None
     return cover, place
+
+
+def _read_block(mirror: bytes, number: int, data: bytes) -> tuple[Place, bytes] | None:
+    """The place behind block `number` of a half and the lines in it; None if it is not good."""
+    if len(data) < BLOCK_BYTES:
+        return None
+    magic, crc, owner, generation, at, snapshot, length = _HEAD.unpack_from(data)
+    if magic != _MAGIC or owner != mirror or at != number or zlib.crc32(data[_CRC_END:]) != crc:
+        return None
+    return Place(generation, number + 1, snapshot), data[_HEAD.size : _HEAD.size + length]
 
 
 def _chunks(lines: Sequence[Line]) -> Iterator[bytes]:

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from farmd.mirror import journal
+from farmd.mirror.durable import sync_folder, write_all
 from farmd.mirror.journal import BLOCK_BYTES, Block, JournalDamaged, Place
 from farmd.mirror.zones import Cover, Line
 
 HALF_BYTES = 16 << 20
 _HALF_BLOCKS = HALF_BYTES // BLOCK_BYTES
+_READ_BYTES = 16 * BLOCK_BYTES
 
 
 class JournalFile:
@@ -29,9 +32,14 @@ class JournalFile:
 
     def read(self) -> Cover:
         """What it says after a crash; a writer goes on with `begin`. Raises JournalDamaged."""
-        halves = [os.pread(self._fd, HALF_BYTES, half * HALF_BYTES) for half in (0, 1)]
-        cover, self._place = journal.read(self._mirror, halves)
+        cover, self._place = journal.read(self._mirror, [partial(self._blocks, half) for half in (0, 1)])
         return cover
+
+    def _blocks(self, half: int) -> Iterator[bytes]:
+        """Those of a half, some at a time: most of the file is room that was never used in this generation."""
+        for start in range(0, HALF_BYTES, _READ_BYTES):
+            data = os.pread(self._fd, _READ_BYTES, half * HALF_BYTES + start)
+            yield from journal.blocks_of(data)()
 
     @property
     def wants_snapshot(self) -> bool:
@@ -65,10 +73,7 @@ class JournalFile:
             return
         first = blocks[0].place
         offset = (first.generation % 2) * HALF_BYTES + first.number * BLOCK_BYTES
-        data = memoryview(b"".join(block.data for block in blocks))
-        while data:
-            done = os.pwrite(self._fd, data, offset)
-            data, offset = data[done:], offset + done
+        write_all(self._fd, b"".join(block.data for block in blocks), offset)
 
 
 def clear(path: Path, mirror: bytes, cover: Cover | None = None) -> None:
@@ -105,14 +110,10 @@ def _make(path: Path) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         zeros = bytes(1 << 20)
-        for _ in range(2 * HALF_BYTES // len(zeros)):
-            os.write(fd, zeros)
+        for offset in range(0, 2 * HALF_BYTES, len(zeros)):
+            write_all(fd, zeros, offset)
         os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(new, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from farmd.mirror import attributes, handles
 from farmd.mirror.datapath import digest_blocks, excludes, punch
+from farmd.mirror.durable import sync_file_system, write_all
 from farmd.mirror.places import join
 from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op, path_from
 from farmd.model.errors import PeerError
@@ -145,7 +146,7 @@ class Patching:
         fd = self._regular(self._path(meta["p"]), meta["n"])
         try:
             if os.fstat(fd).st_size != len(data) or os.pread(fd, len(data) + 1, 0) != data:
-                _write(fd, data, 0)
+                write_all(fd, data, 0)
                 os.ftruncate(fd, len(data))
             attributes.apply(fd, meta["a"])
         finally:
@@ -187,7 +188,7 @@ class Patching:
 
     def _data(self, meta: Meta, data: bytes) -> None:
         if self._file is not None:
-            _write(self._file[0], data, int(meta["o"]))
+            write_all(self._file[0], data, int(meta["o"]))
 
     def _zero(self, meta: Meta, _: bytes) -> None:
         if self._file is not None:
@@ -217,7 +218,7 @@ class Patching:
     def _sync(self, meta: Meta, _: bytes) -> None:
         self._end_file({}, b"")
         if meta.get("durable"):
-            handles.sync_file_system(self._root)
+            sync_file_system(self._root)
         missing, self._missing = self._missing, []
         self._answer({"missing": missing})
 
@@ -286,13 +287,6 @@ class Patching:
 
 def _name(path: bytes) -> bytes:
     return os.path.basename(path)
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
 
 
 def _remove_at(folder: int, name: bytes) -> None:

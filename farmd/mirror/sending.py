@@ -18,6 +18,7 @@ from farmd.mirror import attributes, handles
 from farmd.mirror import ranges as ranges_of
 from farmd.mirror.datapath import digest_blocks, excludes
 from farmd.mirror.dirty import Batch
+from farmd.mirror.durable import sync_file_system
 from farmd.mirror.places import Found, Places, Unfindable, join
 from farmd.mirror.ranges import Range
 from farmd.mirror.zones import Kind, Zone
@@ -100,7 +101,7 @@ class Sender:
 
     def make_durable(self) -> None:
         """On both sides. Raises PeerError, OSError."""
-        handles.sync_file_system(self._root)
+        sync_file_system(self._root)
         self._see(durable=True)
 
     def _see(self, *, durable: bool) -> None:

@@ -75,9 +75,9 @@ class BulkPass:
         """End soon: `run` raises."""
         self._run.stop()
 
-    def limit(self, rate_bytes_s: int) -> None:
-        """What a source sends of contents from now on; 0: no limit."""
-        self._run.limit(rate_bytes_s)
+    def limit(self, rate_bytes_s: int, read_bytes_s: int = 0) -> None:
+        """What a source sends of contents from now on, and what this side reads of them; 0: no limit."""
+        self._run.limit(rate_bytes_s, read_bytes_s)
 
     def progress(self) -> Progress:
         """The counters now."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from farmd.mirror.arbiter import Register, decode_register, encode_register
+from farmd.mirror.durable import sync_folder, write_all
 from farmd.mirror.record import SLOT_BYTES, Record, RecordDamaged, decode_slots, encode_slot
 from farmd.model.errors import FarmError, Refused
 
@@ -44,7 +45,7 @@ class RecordFile:
     def write(self, record: Record) -> None:
         """Make `record` durable."""
         self._counter += 1
-        os.pwrite(self._fd, encode_slot(record, self._counter), (self._counter % 2) * SLOT_BYTES)
+        write_all(self._fd, encode_slot(record, self._counter), (self._counter % 2) * SLOT_BYTES)
         self.record = record
 
     def close(self) -> None:
@@ -73,28 +74,12 @@ def replace_file(path: Path, data: bytes) -> None:
     new = path.with_name(f"{path.name}.new.{os.getpid()}")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        write_all(fd, data, 0)
         os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(new, path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_file_system(fd: int) -> None:
-    """As `farmd.mirror.handles` has it: all file systems of a root over several directories."""
-    from farmd.mirror import handles
-
-    handles.sync_file_system(fd)
 
 
 def lock(path: Path, wait_s: float = 10.0) -> int:

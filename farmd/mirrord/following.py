@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from farmd.mirror.checksum import Mode, Progress
@@ -78,6 +79,11 @@ class Following:
         while len(self._names) >= _ROOM:
             self._names.pop(next(iter(self._names)))
         self._names.setdefault(message["token"], []).append(message["paths"])
+
+    def pace(self, message: Message) -> None:
+        """The primary's applications are to be spared: a pass reads no faster."""
+        if self._passed and self._engine is not None:
+            self._start(self._pace_pass(self._engine, message["read_bytes_s"]))
 
     async def stop(self) -> None:
         """Nothing of what is received touches the disk after this returns."""
@@ -174,6 +180,10 @@ class Following:
             self._passed.pop(token, None)
             self._progress = None
         self._say(answer)
+
+    async def _pace_pass(self, engine: Engine, read_bytes_s: int) -> None:
+        with suppress(FarmError):
+            await engine.do("pace-pass", read_bytes_s=read_bytes_s)
 
     def _of_peer(self, token: int) -> Message:
         keys, peer = self._config.keys, node_name(self._config.other)

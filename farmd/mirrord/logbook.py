@@ -8,12 +8,12 @@ import json
 import os
 from pathlib import Path
 
+from farmd.mirror.durable import sync_folder
 from farmd.mirror.failback import cover_of
 from farmd.mirror.journal import JournalDamaged
 from farmd.mirror.journalfile import clear, load
 from farmd.mirror.zones import Cover
 from farmd.mirror.zonewire import Meta
-from farmd.mirrord.disk import sync_folder
 
 FILE = "journal"
 MENDING = "mending"

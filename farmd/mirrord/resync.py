@@ -37,6 +37,8 @@ _QUICK_S = 0.25
 """A pass shorter than this is not worth repeating before the last one."""
 _ROUNDS = 5
 PROBE_BYTES = 8 << 20
+READS = 8
+"""Bytes that a throttled pass may read for each that it may send: reading costs applications less."""
 _NAMES_SHOWN = 500
 
 
@@ -97,14 +99,15 @@ class Resync:
         root: int,
         peer: Peer,
         say: Callable[[Message], None],
+        pace_failback: Callable[[int], Awaitable[None]],
     ) -> None:
         self._config, self._keys, self._records, self._root = config, keys, records, root
-        self._peer, self._say = peer, say
+        self._peer, self._say, self._pace_failback = peer, say, pace_failback
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._found: dict[int, list[Finding]] = {}
         self._bulk: BulkPass | None = None
         self._took_s = 0.0
-        self._rate = config.rate_bytes_s
+        self._rate = self.ceiling_bytes_s = config.rate_bytes_s
         self.shown: Shown | None = None
         self.last: dict[str, Any] | None = None
         """What the last whole resync came to: plan, passes, bytes moved, names and seconds, however it was done."""
@@ -119,9 +122,22 @@ class Resync:
 
     def limit(self, rate_bytes_s: int) -> None:
         """What a resync sends of contents from now on; 0: no limit."""
-        self._rate = rate_bytes_s
-        if self._bulk is not None and self.shown is not None and not self.shown.held_back:
+        self._rate = self.ceiling_bytes_s = rate_bytes_s
+        if self._bulk is not None and self.gives_way:
             self._bulk.limit(rate_bytes_s)
+
+    @property
+    def gives_way(self) -> bool:
+        """Work goes on, and beside applications."""
+        return self.shown is not None and not self.shown.held_back
+
+    async def pace(self, rate_bytes_s: int) -> None:
+        """Send no faster from now on, and read accordingly, here and at the peer; 0: no limit."""
+        self._rate, reads = rate_bytes_s, READS * rate_bytes_s
+        if self._bulk is not None and self.gives_way:
+            self._bulk.limit(rate_bytes_s, reads)
+            self._say({"shell": "pace", "read_bytes_s": reads})
+        await self._pace_failback(rate_bytes_s)
 
     def on_found(self, message: Message) -> None:
         """Part of what a pass found, before its answer."""
@@ -154,6 +170,7 @@ class Resync:
 
     async def bring_up(self, tree: Tree, epoch: int) -> None:
         """Make the peer equal and attach it: from the log of dirty zones if it says enough, else by comparing all."""
+        self._rate = self.ceiling_bytes_s
         if not await tree.log_says_everything():
             try:
                 await self._from_log(tree, epoch)
@@ -180,13 +197,8 @@ class Resync:
                     except FarmError as error:
                         await _prefer_its_words(answered, error)
                         raise
-            self.last = {
-                "plan": "log",
-                "passes": came["rounds"],
-                "bytes_moved": came["bytes_moved"],
-                "names": came["files"],
-                "seconds": came["seconds"],
-            }
+            self.last = {"plan": "log", "passes": came["rounds"], "bytes_moved": came["bytes_moved"]}
+            self.last |= {"names": came["files"], "seconds": came["seconds"]}
         finally:
             self.shown = None
 
@@ -201,14 +213,8 @@ class Resync:
             async with frozen(tree):
                 shown.held_back = True
                 await self._last_round(tree, shown, epoch)
-            seconds = round(time.monotonic() - shown.began, 3)
-            self.last = {
-                "plan": "compare",
-                "passes": shown.passes,
-                "bytes_moved": shown.bytes_moved,
-                "names": shown.names_differing,
-                "seconds": seconds,
-            }
+            self.last = {"plan": "compare", "passes": shown.passes, "bytes_moved": shown.bytes_moved}
+            self.last |= {"names": shown.names_differing, "seconds": round(time.monotonic() - shown.began, 3)}
             return shown
         finally:
             self.shown = None
@@ -253,7 +259,7 @@ class Resync:
 
     def estimate(self, counters: dict[str, int]) -> float:
         """After a diff: seconds that a resync would take, if disks and link stay as the diff found them."""
-        probe_s, limit = counters["probe_ns"] / 1e9, self._rate
+        probe_s, limit = counters["probe_ns"] / 1e9, self.ceiling_bytes_s
         byte_s = max(probe_s / PROBE_BYTES, 1 / limit if limit else 0.0)
         return round(max(self._took_s - probe_s, 0.0) + counters["bytes_differing"] * byte_s, 3)
 
@@ -271,7 +277,7 @@ class Resync:
         try:
             async with asyncio.timeout(self._config.freeze_s), frozen(tree):
                 await tree.settle()
-                self.shown = Shown("repair" if repair else "verify")
+                self.shown = Shown("repair" if repair else "verify", held_back=True)
                 mode = Mode.SYNC if repair else Mode.VERIFY
                 if repair:
                     self.mending = True

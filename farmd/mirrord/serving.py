@@ -220,6 +220,12 @@ class Serving:
         self._paired = True
         return came
 
+    async def pace(self, rate_bytes_s: int) -> None:
+        """A failback sends no faster from now on; 0: no limit."""
+        if self._failback is not None and not self._failback.done() and self._engine is not None:
+            with contextlib.suppress(KernelError):
+                await self._engine.do("pace", rate_bytes_s=rate_bytes_s)
+
     async def attach(self, sock: socket.socket, token: int, epoch: int) -> None:
         """Every change goes to the peer at the other end of `sock` from now on."""
         engine = self._there()

@@ -25,6 +25,7 @@ from farmd.mirror import commands as do
 from farmd.mirror import events as on
 from farmd.mirror.acks import Gate
 from farmd.mirror.core import Node
+from farmd.mirror.durable import sync_file_system, sync_folder
 from farmd.mirror.generation import BLANK
 from farmd.mirror.messages import Hello, decode, encode
 from farmd.mirror.orders import Order
@@ -38,6 +39,8 @@ from farmd.mirrord.keys import Keys
 from farmd.mirrord.logbook import Logbook
 from farmd.mirrord.resync import Resync
 from farmd.mirrord.serving import Serving
+from farmd.mirrord.throttle import Throttle
+from farmd.mirrord.took import Took
 from farmd.mirrord.wire import Control, Message, Peer
 from farmd.model.errors import FarmError, KernelError, TimedOut
 from farmd.model.mirrorfile import MirrorConfig
@@ -55,7 +58,7 @@ class Shell:
         self.config, self.folder = config, folder
         self.keys = Keys(Path(config.keys)).check(config.node) if config.keys else None
         self.happened: deque[dict[str, Any]] = deque(maxlen=200)
-        self.trouble = ""
+        self.trouble, self.took = "", Took()
         self.peer_hello: Hello | None = None
         self.control: Control | None = None
         self.session = 0
@@ -70,6 +73,7 @@ class Shell:
         """Until the node is stopped by an order. Raises FarmError when it cannot start."""
         self._open()
         self.peer.listen()
+        self._task(self.throttle.run())
         self._spare = asyncio.create_task(Engine.start(self.root, self._lock, self._records))
         try:
             while not self._halted:
@@ -88,6 +92,7 @@ class Shell:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._orders.append((order, done))
         self._queue.put_nowait(on.Ordered(order))
+        self.took.begin(order)
         name = type(order).__name__.lower()
         try:
             async with asyncio.timeout(timeout_s):
@@ -117,12 +122,15 @@ class Shell:
         self.arbiter = arbiters.make(config, self.folder, self.keys)
         self.peer = Peer(config, self.keys, self._on_control, lambda *args: self.following.on_socket(*args))
         self.logbook = Logbook(self.folder, self.mirror, tuple(config.exclude))
-        hands = (self._take_engine, self._queue.put_nowait, self._lose)
+        post, start = self._queue.put_nowait, self._for_session
+        hands = (self._take_engine, post, self._lose)
         self.serving = Serving(config, self.folder, self.keys, self.root, *hands, self.logbook, image)
         receiving = (self._take_engine, self._say, self._lose, self.logbook)
         self.following = Following(config, self.keys, self._records, self.root, *receiving)
-        self.resync = Resync(config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say)
-        post, start = self._queue.put_nowait, self._for_session
+        self.resync = Resync(
+            config, self.keys, self.folder / disk.RECORDS, self.root, self.peer, self._say, self.serving.pace
+        )
+        self.throttle = Throttle(config, self.serving.stats, self.resync)
         self.comparing = Comparing(self.resync, self.serving, post, start, self.order, self._epoch)
         settings = Settings(
             self.mirror,
@@ -162,7 +170,8 @@ class Shell:
         for command in self.node.handle(now_ns, event) if event else self.node.tick(now_ns):
             _log.debug("%s", command)
             if getattr(command, "session", self.session) == self.session:  # else its connection is over
-                await self._carry_out(command)
+                with self.took.part(type(command)):
+                    await self._carry_out(command)
         if isinstance(event, on.PeerLost):
             await self.serving.unpaired()
 
@@ -248,12 +257,12 @@ class Shell:
             self._queue.put_nowait(on.LocalFailure(str(error)))
 
     async def _recover(self) -> None:
-        await asyncio.to_thread(disk.sync_file_system, self.root)
+        await asyncio.to_thread(sync_file_system, self.root)
         usable = self.logbook.recover(is_new=self._record.record is None)
         self._queue.put_nowait(on.Recovered(log_usable=usable))
 
     async def _flush_inherited(self) -> None:
-        await asyncio.to_thread(disk.sync_file_system, self.root)
+        await asyncio.to_thread(sync_file_system, self.root)
         self.following.received = False
         await self.serving.flushed()
 
@@ -263,14 +272,14 @@ class Shell:
         except FarmError as error:
             self._queue.put_nowait(on.LocalFailure(str(error)))
         self.resync.forget()
-        disk.sync_folder(self.folder / disk.RECORDS)
+        sync_folder(self.folder / disk.RECORDS)
 
     def _epoch(self) -> int:
         return self.node.record.generation.epoch
 
     async def _flush(self, number: int) -> None:
         try:
-            await asyncio.to_thread(disk.sync_file_system, self.root)
+            await asyncio.to_thread(sync_file_system, self.root)
             self._queue.put_nowait(on.Flushed(number))
         except OSError as error:
             self._queue.put_nowait(on.LocalFailure(f"the disk cannot be synced: {error}"))
@@ -278,7 +287,8 @@ class Shell:
     async def _ask_arbiter(self, command: do.Cas | do.ReadRegister) -> None:
         try:
             if isinstance(command, do.Cas):
-                answer = await self.arbiter.claim(command.claim, command.ordered)
+                with self.took.part(do.Cas):
+                    answer = await self.arbiter.claim(command.claim, command.ordered)
                 self._queue.put_nowait(on.ClaimAnswered(command.claim, answer))
             else:
                 self._queue.put_nowait(on.RegisterRead(await self.arbiter.read()))
@@ -317,17 +327,16 @@ class Shell:
                 self.peer_hello = said
             self._queue.put_nowait(on.PeerSaid(session, said))
             return
-        match message["shell"]:
-            case "announce":
-                self.following.announce(message)
-            case "names":
-                self.following.names(message)
-            case "progress":
-                self.resync.on_progress(message)
-            case "found":
-                self.resync.on_found(message)
-            case "answer":
-                self.resync.on_answer(message)
+        hear = {
+            "announce": self.following.announce,
+            "names": self.following.names,
+            "pace": self.following.pace,
+            "progress": self.resync.on_progress,
+            "found": self.resync.on_found,
+            "answer": self.resync.on_answer,
+        }.get(message["shell"])
+        if hear is not None:
+            hear(message)
 
     def _say(self, message: Message) -> None:
         if self.control is not None:
@@ -345,6 +354,7 @@ class Shell:
     # ---- small acts ----
 
     def _answer(self, order: Order, error: FarmError | None) -> None:
+        self.took.end(order, error)
         for pair in [each for each in self._orders if each[0] is order]:
             self._orders.remove(pair)
             if pair[1].done():

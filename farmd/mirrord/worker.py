@@ -6,9 +6,10 @@ A child is used for one thing: it is mounted, or it is confined and receives. So
 a process that could mount, and a node that becomes primary takes another child.
 
 Orders besides those of the data path: `confine` (root, records, readable), `names` (what the next pass is to look at),
-`pass` and `patch`, which carry the connected socket along. While a pass goes on `{"event": "progress"}` follows, then
-`{"event": "found"}` with what was found; `{"event": "passed"}` is the last of either. With `patch` comes a file that
-holds what the node's own log says: the journal itself is out of a confined process's reach.
+`pace-pass` (how much of contents to read in a second), `pass` and `patch`, which carry the connected socket along.
+While a pass goes on `{"event": "progress"}` follows, then `{"event": "found"}` with what was found; `{"event": "passed"}`
+is the last of either. With `patch` comes a file that holds what the node's own log says: the journal itself is out of a
+confined process's reach.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Worker(Engine):
             "names": self._take_names,
             "pass": self._pass,
             "patch": self._patch,
+            "pace-pass": self._pace_pass,
         }
 
     def _confine(self, order: Message, _: list[int]) -> Message:
@@ -116,6 +118,11 @@ class Worker(Engine):
             self._zones = None
             zones.close()
         self._send({"event": "passed", "token": order["token"]} | result)
+
+    def _pace_pass(self, order: Message, _: list[int]) -> Message:
+        if self._bulk is not None:
+            self._bulk.limit(0, order["read_bytes_s"])
+        return {}
 
     def _stop(self) -> None:
         if self._bulk is not None:

@@ -75,6 +75,8 @@ class MirrorConfig:
     """The last round of a resync holds writes back for this long at most."""
     rate_bytes_s: int = 0
     """Limit of a resync; 0: none."""
+    slowdown: float = 2.0
+    """A resync, failback or verify gives way when writes take this many times as long as without it; 0: it does not."""
 
     @property
     def other(self) -> int:
@@ -168,6 +170,7 @@ def _faults(config: MirrorConfig) -> Iterator[tuple[tuple[str | int, ...], BadRe
         "name": (bool(_NAME.fullmatch(config.name)), "a name has small letters, digits and '-', 32 at most"),
         "node": (config.node in (1, 2), "a mirror's nodes are 1 and 2"),
         "mirror": (bool(_ID.fullmatch(config.mirror)), "an identity has 32 hexadecimal digits"),
+        "slowdown": (config.slowdown == 0 or 1 < config.slowdown <= 100, "give 0 (off), or more than 1, 100 at most"),
         "ack": (config.ack in ACKS, f"the ways to acknowledge are {', '.join(ACKS)}"),
     }
     for key, (right, cause) in top.items():

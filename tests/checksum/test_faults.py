@@ -276,3 +276,25 @@ def test_a_rate_is_kept(pair: tuple[Path, Path]) -> None:
     since = time.monotonic()
     run(source, target, Options(target, mode=Mode.SYNC, rate_bytes_s=4_000_000))
     assert time.monotonic() - since > 0.8  # 6 MB less what may burst, at 4 MB/s
+
+
+@pytest.mark.parametrize("size", [500_000, 6_000_000])
+def test_a_limit_of_reading_is_kept_on_each_side(pair: tuple[Path, Path], size: int) -> None:
+    """Small files, which their directory speaks for, and a large one, block by block; only one side is limited."""
+    source, target = pair
+    for folder in pair:
+        for number in range(6_000_000 // size):
+            (folder / f"f{number}").write_bytes(bytes(65536) + b"x" * (size - 65536))
+    for limited in (source, target):
+        ours, theirs = socket.socketpair()
+        giving, taking = Run(Options(source, mode=Mode.VERIFY)), Run(Options(target, mode=Mode.VERIFY))
+        (giving if limited == source else taking).limit(0, 4_000_000)
+        since = time.monotonic()
+        thread = threading.Thread(target=giving.source, args=(theirs.fileno(), theirs.fileno()))
+        with ours, theirs:
+            thread.start()
+            taking.target(ours.fileno(), ours.fileno())
+            thread.join()
+        taking.close()
+        giving.close()
+        assert time.monotonic() - since > 0.8, "6 MB less what may burst, at 4 MB/s"

@@ -17,6 +17,7 @@ import pytest
 from farmd.mirror import handles
 from farmd.mirror.checksum import Mode, Options, Pass, Progress, Run
 from farmd.mirror.datapath import compose, excludes
+from farmd.mirror.durable import sync_file_system
 from farmd.mirror.places import Places, Unfindable
 from farmd.mirror.spread import Spread
 from farmd.model.errors import KernelError
@@ -67,7 +68,7 @@ def test_it_holds_the_directories_and_nobody_can_write_it(disks: list[Path]) -> 
     os.mkdir("wal/new", dir_fd=root)
     assert (disks[0] / "new").is_dir()
     assert os.listdir(f"/proc/self/fd/{root}/wal/../../..") == os.listdir(root), "there is a way up"
-    handles.sync_file_system(root)
+    sync_file_system(root)
     os.close(root)
 
 

@@ -148,6 +148,11 @@ def test_the_summary_says_what_is_special() -> None:
     for part in ("PRIMARY", "an image of 21.5 GB", "not encrypted", "4.1 kB behind", "at least 65.5 kB in 2 files"):
         assert part in text
     assert "*.tmp" in summary(data | {"exclude": ["*.tmp"]})
+    work = {"what": "verify", "phase": "contents", "share": 0.5, "bytes_sent": 0, "eta_s": None}
+    slow = {"rate_bytes_s": 12_000_000, "why": "writes take 3.1 times as long as without it"}
+    assert "12.0 MB/s at most: writes take 3.1 times" in summary(data | {"resync": work, "pace": slow})
+    fast = {"rate_bytes_s": 0, "why": "nobody writes"}
+    assert "no limit: nobody writes" in summary(data | {"resync": work, "pace": fast})
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("512M", 512 << 20), ("20G", 20 << 30), ("2TiB", 2 << 40), ("7", 7)])

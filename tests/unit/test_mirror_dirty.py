@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,49 @@ def test_a_snapshot_follows_when_a_half_is_full(tmp_path: Path) -> None:
     assert len(load(tmp_path / "journal", MIRROR).marks) == count
 
 
+def test_only_what_counts_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promotion reads the journal: neither room that was never used nor what an older half says may cost time."""
+    file = JournalFile(tmp_path / "journal", MIRROR)
+    file.begin(Cover())
+    for number in range(200):
+        file.append([Mark(Zone(Kind.META, b"h%d" % number), 1, False)])
+    wanted = Cover()
+    wanted.apply([Mark(Zone(Kind.META, b"last"), 1, True)])
+    file.begin(wanted)
+    file.close()
+    reads: list[int] = []
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        data = original(fd, length, offset)
+        reads.append(len(data))
+        return data
+
+    original = os.pread
+    monkeypatch.setattr(os, "pread", pread)
+    assert load(tmp_path / "journal", MIRROR) == wanted
+    assert sum(reads) <= 3 * 64 * 1024
+
+
+@pytest.mark.parametrize("torn", [0, 1, 2])
+def test_a_snapshot_that_is_not_whole_leaves_the_older_half_in_force(tmp_path: Path, torn: int) -> None:
+    """The newer half is looked at first; it does not count before its last block is there."""
+    file = JournalFile(tmp_path / "journal", MIRROR)
+    older, newer = Cover(), Cover()
+    older.apply(Mark(Zone(Kind.META, b"h%d" % number), 1, False) for number in range(300))
+    newer.apply(Mark(Zone(Kind.META, b"n%d" % number), 1, False) for number in range(600))
+    file.begin(older)
+    file.begin(newer)
+    blocks = journal.begin(MIRROR, 2, newer)[0]
+    assert len(blocks) > torn
+    with (tmp_path / "journal").open("r+b") as raw:
+        raw.seek(torn * BLOCK_BYTES + 2048)  # generation 2 is in half 0
+        raw.write(b"spoiled!" * 64)
+    assert file.read() == older
+    assert file.begin(newer)
+    file.close()
+    assert load(tmp_path / "journal", MIRROR) == newer
+
+
 @pytest.mark.parametrize("cut", range(12))
 def test_any_prefix_of_the_writes_is_a_journal(cut: int) -> None:
     """As if the power went between two sectors: what is whole is believed, and what follows is not."""
@@ -257,7 +301,7 @@ def test_any_prefix_of_the_writes_is_a_journal(cut: int) -> None:
     halves[1][: len(kept)] = kept
     if len(kept) < BLOCK_BYTES:
         with pytest.raises(JournalDamaged):
-            journal.read(MIRROR, [bytes(half) for half in halves])
+            journal.read(MIRROR, [journal.blocks_of(bytes(half)) for half in halves])
         return
-    cover, _ = journal.read(MIRROR, [bytes(half) for half in halves])
+    cover, _ = journal.read(MIRROR, [journal.blocks_of(bytes(half)) for half in halves])
     assert len(cover.marks) == min(len(kept) // BLOCK_BYTES - 1, 4)

@@ -134,7 +134,7 @@ def test_every_prefix_of_the_writes_gives_a_cover_of_what_was_in_use(
     if whole < len(writes):
         _put(halves, writes[whole], data.draw(st.integers(0, 200)))
 
-    cover, _ = journal.read(MIRROR, [bytes(half) for half in halves])
+    cover, _ = journal.read(MIRROR, [journal.blocks_of(bytes(half)) for half in halves])
 
     # What was relied on: all batches whose last block, and every block before, was written.
     durable = [batch for batch, end in zip(batches, ends[1:], strict=True) if end <= whole]
@@ -158,9 +158,9 @@ def test_a_journal_of_another_mirror_or_of_nothing_is_not_trusted() -> None:
     half = blocks[0].data
 
     with pytest.raises(journal.JournalDamaged):
-        journal.read(MIRROR, [half, bytes(journal.BLOCK_BYTES)])
+        journal.read(MIRROR, [journal.blocks_of(each) for each in (half, bytes(journal.BLOCK_BYTES))])
     with pytest.raises(journal.JournalDamaged):
-        journal.read(MIRROR, [b"", b""])
+        journal.read(MIRROR, [journal.blocks_of(b""), journal.blocks_of(b"")])
 
 
 @settings(max_examples=60, deadline=None)

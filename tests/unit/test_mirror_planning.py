@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import pytest
 
 from farmd.mirror.config import Directory, MirrorPolicy, Pace, checked
-from farmd.mirror.pace import Bucket, Controller
+from farmd.mirror.pace import LEARN_AFTER, Bucket, Controller
 from farmd.mirror.planning import Plan, Progress, Step, eta_s, plan
 from farmd.mirror.zones import BLOCK_BYTES, ZONE_BYTES, Cover, Kind, Line, Mark, TreeMark, Zone
 
@@ -123,42 +123,122 @@ def test_the_walk_begins_at_the_lower_position_and_a_whole_file_needs_no_blocks(
 # ---- pace and time left ----
 
 
+@dataclass
+class Server:
+    """A disk in virtual time: an application's writes take `rest_ns` and more with what a resync does; in rounds."""
+
+    controller: Controller
+    rest_ns: float = 1e6
+    full_bytes_s: float = 200 * MIB
+    """At this rate of a resync a write takes twice as long."""
+    queued_ns: float = 0.0
+
+    def run(self, samples: int) -> list[float]:
+        """The rates that the controller gave."""
+        rates = []
+        for _ in range(samples):
+            wanted_ns = self.rest_ns * self.controller.rate_bytes_s / self.full_bytes_s
+            self.queued_ns += 0.5 * (wanted_ns - self.queued_ns)  # a queue fills and empties with time
+            self.controller = self.controller.sampled(self.rest_ns + self.queued_ns, None)
+            rates.append(self.controller.rate_bytes_s)
+        return rates
+
+    @property
+    def times(self) -> float:
+        """How much longer a write takes than at rest."""
+        return 1 + self.queued_ns / self.rest_ns
+
+
 def test_a_resync_that_nobody_notices_goes_up_to_its_ceiling() -> None:
-    controller = Controller.start(Pace(ceiling_bytes_s=200 * MIB), usual_ns=1e6)
+    controller = Controller.start(Pace(ceiling_bytes_s=200 * MIB), 1e6, 2e6)
     for _ in range(50):
-        controller = controller.sampled(1.05e6)
+        controller = controller.sampled(1.05e6, 2.1e6)
 
     assert controller.rate_bytes_s == 200 * MIB
 
 
-def test_a_resync_that_slows_applications_down_gives_way_and_never_stops() -> None:
-    controller = Controller.start(Pace(), usual_ns=1e6)
+@pytest.mark.parametrize("slow", [(3e6, 2e6), (1e6, 9e6), (3e6, None), (None, 9e6)])
+def test_a_resync_that_slows_applications_down_gives_way_and_never_stops(
+    slow: tuple[float | None, float | None],
+) -> None:
+    controller = Controller.start(Pace(), 1e6, 2e6)
     rates = []
-    for _ in range(30):
-        controller = controller.sampled(3e6)
+    for _ in range(LEARN_AFTER):
+        controller = controller.sampled(*slow)
         rates.append(controller.rate_bytes_s)
 
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == Pace().floor_bytes_s
+    assert "times as long" in controller.why
 
 
-def test_a_resync_settles_where_applications_are_at_their_limit() -> None:
-    """Latency grows with the rate: 1 ms at rest, 20 % more at 100 MiB/s."""
-    controller = Controller.start(Pace(), usual_ns=1e6)
+@pytest.mark.parametrize("slowdown", [1.5, 2.0, 3.0])
+def test_a_resync_settles_where_applications_are_at_their_limit(slowdown: float) -> None:
+    server = Server(Controller.start(Pace(slowdown=slowdown), 1e6, None))
+    server.run(100)
     seen = []
-    for _ in range(300):
-        controller = controller.sampled(1e6 * (1 + 0.2 * controller.rate_bytes_s / (100 * MIB)))
-        seen.append(controller.rate_bytes_s)
+    for _ in range(200):
+        server.run(1)
+        seen.append(server.times)
 
-    assert 60 * MIB < sum(seen[100:]) / 200 < 110 * MIB
+    assert max(seen) < slowdown * 1.25
+    assert 1 + 0.6 * (slowdown - 1) < sum(seen) / 200 < slowdown
+
+
+def test_what_is_usual_is_learnt_before_anything_is_fast() -> None:
+    """Nobody wrote before the resync, so nobody knows what a write takes without it."""
+    server = Server(Controller.start(Pace(), None, None))
+
+    rates = server.run(LEARN_AFTER)
+    assert set(rates[1:]) == {Pace().floor_bytes_s}
+    server.run(200)
+    assert server.controller.changes.usual_ns == pytest.approx(1e6, rel=0.1)
+    assert max(server.run(100)) > 100 * MIB
+
+
+def test_applications_that_became_slow_by_themselves_do_not_hold_a_resync_up_for_ever() -> None:
+    server = Server(Controller.start(Pace(), 1e6, None))
+    server.run(100)
+    server.rest_ns = 10e6
+
+    assert min(server.run(10)) == Pace().floor_bytes_s
+    server.run(200)
+    assert server.controller.changes.usual_ns == pytest.approx(10e6, rel=0.1)
+    assert max(server.run(100)) > 100 * MIB
+
+
+def test_a_moment_at_the_floor_teaches_nothing() -> None:
+    """What was queued at a higher rate must not be taken for usual."""
+    controller = Controller.start(Pace(), 1e6, None)
+    for _ in range(LEARN_AFTER):
+        controller = controller.sampled(50e6, None)
+
+    assert controller.changes.usual_ns == 1e6
+
+
+def test_nobody_notices_microseconds() -> None:
+    controller = Controller.start(Pace(), 20e3, None)
+    for _ in range(50):
+        controller = controller.sampled(150e3, None)
+
+    assert controller.limit_bytes_s == 0
 
 
 def test_without_applications_there_is_nothing_to_spare() -> None:
-    controller = Controller.start(Pace(ceiling_bytes_s=100 * MIB), usual_ns=None)
+    controller = Controller.start(Pace(ceiling_bytes_s=100 * MIB), None, None)
     for _ in range(20):
-        controller = controller.sampled(None)
+        controller = controller.sampled(None, None)
 
     assert controller.rate_bytes_s == 100 * MIB
+    assert controller.limited(0).sampled(None, None).rate_bytes_s == 200 * MIB
+
+
+def test_an_administrators_limit_holds_below_the_floor_too() -> None:
+    controller = Controller.start(Pace(), 1e6, None).limited(MIB)
+    assert controller.limit_bytes_s == MIB
+    for _ in range(20):
+        controller = controller.sampled(9e6, None)
+    assert controller.limit_bytes_s == MIB
 
 
 def test_the_bucket_lets_through_what_the_rate_allows() -> None:

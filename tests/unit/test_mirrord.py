@@ -148,6 +148,8 @@ class _Connection:
         {"node": 3},
         {"mirror": "ab"},
         {"ack": "never"},
+        {"slowdown": 1.0},
+        {"slowdown": -2.0},
         {"directories": (Directory("relative"),)},
         {"listen": "nowhere"},
         {"peer": "h:99999"},

@@ -154,7 +154,7 @@ class JournalFile:
             return self._cover
         if not self._generation:
             return None
-        cover, place = journal.read(MIRROR, [bytes(half) for half in self._halves])
+        cover, place = journal.read(MIRROR, [journal.blocks_of(bytes(half)) for half in self._halves])
         self._generation = place.generation
         assert cover in (self._cover, self._torn), "the journal that was read is not the one that was written"
         return cover
