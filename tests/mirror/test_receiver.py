@@ -20,7 +20,7 @@ def compile_hostile(target: Path, *extra: str) -> Path:
     sources = [str(ROOT / "cext/mirror" / name) for name in SOURCES]
     command = ["clang", "-std=gnu11", "-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-sign-compare", f"-I{ROOT / 'cext/mirror'}", str(ROOT / "tests/mirror/hostile.c"), *sources]
-    subprocess.run([*command, *extra, "-pthread", "-lssl", "-lcrypto", "-o", str(target)], check=True)
+    subprocess.run([*command, *extra, "-pthread", "-lssl", "-lcrypto", "-lxxhash", "-o", str(target)], check=True)
     return target
 
 
