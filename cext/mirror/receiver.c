@@ -49,13 +49,13 @@ int send_ack(struct receiver *receiver, int kind, uint64_t seq, int op, int code
 
 	ack.sum = wire_ack_sum(receiver->config->session, &ack);
 	pthread_mutex_lock(&receiver->send_lock);
-	while (!error && sent < sizeof(ack)) {
+	while (!error && (sent < sizeof(ack) || transport_pending(&receiver->link))) {
 		struct iovec part = {(char *)&ack + sent, sizeof(ack) - sent};
 		ssize_t n = transport_send(&receiver->link, &part, 1);
 
 		if (n < 0)
 			error = (int)n;
-		else if (n == 0)
+		else if (n == 0 && (sent < sizeof(ack) || transport_pending(&receiver->link)))
 			error = transport_wait(&receiver->link, 1, 10000) == 1 ? 0 : -ETIMEDOUT;
 		else
 			sent += (size_t)n;

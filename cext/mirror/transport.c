@@ -68,6 +68,11 @@ ssize_t transport_receive(struct transport *link, void *buffer, size_t size)
 	return got < 0 ? -errno : got;
 }
 
+int transport_pending(struct transport *link)
+{
+	return link->tls && tls_pending(link->tls);
+}
+
 int transport_wait(struct transport *link, int output, int timeout_ms)
 {
 	struct pollfd waiting = {.fd = link->fd, .events = output ? POLLOUT : POLLIN};
