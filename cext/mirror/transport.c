@@ -15,8 +15,8 @@
 #define SHORT_WAY_US 5000
 
 // BBR, which many servers have as their default, paces what it sends by timers. Between two servers of one site that
-// costs large strict writes a third of their throughput; CUBIC sends at once. Where it may not be chosen, or is missing,
-// the link is only slower.
+// costs large strict writes a third of their throughput; CUBIC sends at once. Where it may not be chosen, or is
+// missing, the link is only slower.
 static void choose_congestion_control(int fd)
 {
 	static const char name[] = "cubic";

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define WIRE_MAGIC   0x314d5246u // "FRM1"
+#define WIRE_MAGIC   0x324d5246u // "FRM2"
 #define ACK_MAGIC    0x31414d46u
 #define ROOT_FID     1
 #define WIRE_CHUNK   (128 * 1024) // data of one frame: verified and applied while it is still in the cache
