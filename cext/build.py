@@ -121,7 +121,7 @@ def build_mirrorfs(root: Path) -> Path:
         glue.write_text(_mirrorfs_source((folder / "api.h").read_text()))
         command = [compiler, "-std=gnu11", "-O2", "-g0", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
         command += ["-Wno-unused-parameter", f"-I{folder}", f"-I{sysconfig.get_path('include')}", str(glue)]
-        libraries = ["-lssl", "-lcrypto"]
+        libraries = ["-lssl", "-lcrypto", "-lxxhash"]
         _replace(target, lambda out: _run([*command, *map(str, sources), *libraries, "-o", str(out)], root))
     return target
 

@@ -14,9 +14,10 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+#include "bulk.h"
 #include "engine.h"
 
-#define BUFFER (MAX_WRITE + 65536)
+#define BEFORE_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 // Of fuse.h 7.42, among flags2: more than Debian 12's header knows.
 #define OVER_IO_URING (1u << 9)
 
@@ -29,7 +30,7 @@ static const uint32_t wanted = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DONT_MAS
 
 static int shake_hands(struct mirror *fs, char *buffer)
 {
-	ssize_t size = read(fs->device, buffer, BUFFER);
+	ssize_t size = read(fs->device, buffer, DEVICE_ROOM);
 	struct fuse_in_header *in = (struct fuse_in_header *)buffer;
 	struct fuse_init_in *init = (struct fuse_init_in *)(in + 1);
 	struct {
@@ -84,7 +85,7 @@ int device_unmount(struct mirror *fs, int flags)
 int device_mount(struct mirror *fs, char *error, int error_size)
 {
 	char options[128];
-	char *buffer = malloc(BUFFER);
+	char *buffer = malloc(DEVICE_ROOM);
 	int code;
 
 	fs->device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -209,14 +210,14 @@ void device_serve(struct worker *worker)
 		reply(worker, -ENOSYS, NULL, 0);
 }
 
-static void dispatch(struct worker *worker, size_t size)
+static void dispatch(struct worker *worker, char *request, size_t size)
 {
-	worker->in = (struct fuse_in_header *)worker->buffer;
-	worker->body = worker->buffer + sizeof(*worker->in);
+	worker->in = (struct fuse_in_header *)request;
+	worker->body = request + sizeof(*worker->in);
 	worker->size = size - sizeof(*worker->in);
 	// The request is read already, so the answer may take its place.
-	worker->room = worker->buffer + 8192;
-	worker->buffer[size] = 0;
+	worker->room = worker->memory + 3 * PAGE;
+	request[size] = 0;
 	device_serve(worker);
 }
 
@@ -230,18 +231,19 @@ void *device_worker(void *context)
 {
 	struct worker *worker = context;
 	struct mirror *fs = worker->fs;
+	char *request = worker->memory + PAGE - BEFORE_DATA;
 
 	prctl(PR_SET_NAME, "mirror-fuse");
 	inode_thread_start();
 	for (;;) {
-		ssize_t size = read(worker->device, worker->buffer, BUFFER - 1);
+		ssize_t size = read(worker->device, request, DEVICE_ROOM - PAGE);
 
 		if (size >= (ssize_t)sizeof(struct fuse_in_header))
-			dispatch(worker, (size_t)size);
+			dispatch(worker, request, (size_t)size);
 		else if (size >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
 			break; // unmounted or aborted
 	}
 	device_ended(fs);
-	free(worker->buffer);
+	free(worker->memory);
 	return NULL;
 }

@@ -9,6 +9,7 @@
 #include <sys/mount.h>
 #include <time.h>
 #include <unistd.h>
+#include "bulk.h"
 #include "engine.h"
 
 int thread_start(pthread_t *thread, void *(*run)(void *), void *context)
@@ -32,15 +33,15 @@ static int start_worker(struct mirror *fs)
 	if (!worker)
 		return error;
 	worker->fs = fs;
-	worker->buffer = malloc(MAX_WRITE + 65536);
-	worker->device = worker->buffer ? device_clone(fs) : -ENOMEM;
+	worker->memory = bulk_room(DEVICE_ROOM);
+	worker->device = worker->memory ? device_clone(fs) : -ENOMEM;
 	error = worker->device < 0 ? worker->device : 0;
 	atomic_fetch_add(&fs->alive, 1);
 	if (!error)
 		error = thread_start(&fs->threads[fs->workers], device_worker, worker);
 	if (error) {
 		atomic_fetch_sub(&fs->alive, 1);
-		free(worker->buffer);
+		free(worker->memory);
 		free(worker);
 		return error;
 	}

@@ -19,6 +19,7 @@
 #include "wire.h"
 
 #define MAX_WRITE   (1 << 20)
+#define DEVICE_ROOM (MAX_WRITE + 65536)
 #define MAX_WORKERS 64
 #define STRIPES	    256
 #define EVENT_RING  16384
@@ -141,8 +142,8 @@ struct worker {
 	struct mirror *fs;
 	int device;
 	struct slot *slot; // instead of `device`, if the request came over io_uring
-	char *buffer;
-	char *room; // for an answer, behind the request's own names
+	char *memory;	   // with `device`: where the request is read to, so that the data of a write begins on a page
+	char *room;	   // for an answer, behind the request's own names
 	struct fuse_in_header *in;
 	const char *body; // after the header
 	size_t size;	  // of body

@@ -8,10 +8,13 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "bulk.h"
 #include "receiver.h"
 
-#define BUFFER	  (320 << 10) // small enough to stay in the cache
-#define ACK_EVERY (1 << 20)   // bytes applied without a word, if nobody waits
+#define BUFFER (320 << 10) // small enough to stay in the cache
+// Two frames of a large write: they stay in the cache until they are written, and nothing is left over to be moved.
+#define PIECE	  (2 * (WIRE_CHUNK + sizeof(struct frame)))
+#define ACK_EVERY (1 << 20) // bytes applied without a word, if nobody waits
 
 struct intake {
 	char *buffer;
@@ -46,13 +49,13 @@ int send_ack(struct receiver *receiver, int kind, uint64_t seq, int op, int code
 
 	ack.sum = wire_ack_sum(receiver->config->session, &ack);
 	pthread_mutex_lock(&receiver->send_lock);
-	while (!error && sent < sizeof(ack)) {
+	while (!error && (sent < sizeof(ack) || transport_pending(&receiver->link))) {
 		struct iovec part = {(char *)&ack + sent, sizeof(ack) - sent};
 		ssize_t n = transport_send(&receiver->link, &part, 1);
 
 		if (n < 0)
 			error = (int)n;
-		else if (n == 0)
+		else if (n == 0 && (sent < sizeof(ack) || transport_pending(&receiver->link)))
 			error = transport_wait(&receiver->link, 1, 10000) == 1 ? 0 : -ETIMEDOUT;
 		else
 			sent += (size_t)n;
@@ -138,6 +141,7 @@ static int wait_for_more(struct receiver *receiver, struct intake *intake)
 // 1 to go on, 0 at the end of the stream, else -errno.
 static int take_in(struct receiver *receiver, struct intake *intake)
 {
+	size_t room;
 	ssize_t got;
 
 	if (intake->start == intake->end) {
@@ -147,9 +151,8 @@ static int take_in(struct receiver *receiver, struct intake *intake)
 		intake->end -= intake->start;
 		intake->start = 0;
 	}
-	// In pieces that stay in the cache until they are written.
-	got = transport_receive(&receiver->link, intake->buffer + intake->end,
-				BUFFER - intake->end < 2 * WIRE_CHUNK ? BUFFER - intake->end : 2 * WIRE_CHUNK);
+	room = BUFFER - intake->end;
+	got = transport_receive(&receiver->link, intake->buffer + intake->end, room < PIECE ? room : PIECE);
 	if (got == -EAGAIN)
 		return wait_for_more(receiver, intake);
 	if (got < 0)
@@ -163,7 +166,7 @@ static int take_in(struct receiver *receiver, struct intake *intake)
 
 static void run(struct receiver *receiver)
 {
-	struct intake intake = {.buffer = malloc(BUFFER), .heard_ms = now_ms()};
+	struct intake intake = {.buffer = bulk_room(BUFFER), .heard_ms = now_ms()};
 
 	if (!intake.buffer) {
 		fail(receiver, ENOMEM, "out of memory");

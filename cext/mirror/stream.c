@@ -44,7 +44,7 @@ static void put(struct mirror *fs, const struct iovec *parts, int count)
 		return;
 	}
 	fs->stats.bytes_sent += total;
-	if ((size_t)sent < total)
+	if ((size_t)sent < total || transport_pending(&fs->link))
 		queue_rest(fs, parts, count, (size_t)sent, total);
 }
 
@@ -61,7 +61,7 @@ bool stream_push(struct mirror *fs)
 		}
 		chunk->done += (size_t)sent;
 		fs->queued -= (size_t)sent;
-		if (chunk->done < chunk->size)
+		if (chunk->done < chunk->size || transport_pending(&fs->link))
 			return false;
 		fs->queue = chunk->next;
 		if (!fs->queue)

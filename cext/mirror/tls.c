@@ -12,6 +12,7 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include "api.h"
+#include "records.h"
 #include "transport.h"
 
 struct mirror_tls {
@@ -19,6 +20,7 @@ struct mirror_tls {
 	SSL_CTX *context;
 	SSL *ssl;
 	int fd;
+	struct records records; // after the handshake
 };
 
 static void say(char *error, int size, const char *what)
@@ -87,6 +89,7 @@ static int shake_hands(struct mirror_tls *tls, const struct mirror_tls_config *c
 struct mirror_tls *mirror_tls_open(int fd, const struct mirror_tls_config *config, char *error, int size)
 {
 	struct mirror_tls *tls = calloc(1, sizeof(*tls));
+	BIO *records;
 
 	if (!tls) {
 		snprintf(error, (size_t)size, "out of memory");
@@ -108,6 +111,12 @@ struct mirror_tls *mirror_tls_open(int fd, const struct mirror_tls_config *confi
 	}
 	if (shake_hands(tls, config, error, size))
 		goto failed;
+	records = records_open(&tls->records, fd);
+	if (!records) {
+		snprintf(error, (size_t)size, "out of memory");
+		goto failed;
+	}
+	SSL_set_bio(tls->ssl, records, records);
 	return tls;
 failed:
 	mirror_tls_close(tls);
@@ -120,51 +129,62 @@ void mirror_tls_close(struct mirror_tls *tls)
 		return;
 	SSL_free(tls->ssl);
 	SSL_CTX_free(tls->context);
+	records_close(&tls->records);
 	pthread_mutex_destroy(&tls->lock);
 	free(tls);
 }
 
-static ssize_t send_one(SSL *ssl, const void *data, size_t size)
+// Bytes of `data` that were encrypted; those that do not fit any more are not, for the peer's sake: it takes records
+// in the order of their making.
+static ssize_t encrypt(struct mirror_tls *tls, const char *data, size_t size)
 {
-	size_t sent = 0;
+	size_t done = 0;
 
-	while (sent < size) {
-		size_t n = 0;
+	while (done < size) {
+		size_t part = size - done < RECORD_DATA ? size - done : RECORD_DATA, n = 0;
+		int error = records_have_room(&tls->records) ? 0 : records_flush(&tls->records);
 
+		if (error)
+			return error;
+		if (!records_have_room(&tls->records))
+			break;
 		ERR_clear_error();
-		if (SSL_write_ex(ssl, (const char *)data + sent, size - sent, &n) == 1) {
-			sent += n;
-			continue;
-		}
-		switch (SSL_get_error(ssl, 0)) {
-		case SSL_ERROR_WANT_WRITE:
-		case SSL_ERROR_WANT_READ:
-			return (ssize_t)sent;
-		default:
+		if (SSL_write_ex(tls->ssl, data + done, part, &n) != 1)
 			return -ECONNRESET;
-		}
+		done += n;
 	}
-	return (ssize_t)sent;
+	return (ssize_t)done;
 }
 
 ssize_t tls_send(struct mirror_tls *tls, const struct iovec *parts, int count)
 {
 	ssize_t total = 0;
+	int error;
 
 	pthread_mutex_lock(&tls->lock);
-	for (int i = 0; i < count; i++) {
-		ssize_t sent = send_one(tls->ssl, parts[i].iov_base, parts[i].iov_len);
+	error = records_flush(&tls->records);
+	for (int i = 0; i < count && !error; i++) {
+		ssize_t done = encrypt(tls, parts[i].iov_base, parts[i].iov_len);
 
-		if (sent < 0) {
-			total = sent;
-			break;
-		}
-		total += sent;
-		if ((size_t)sent < parts[i].iov_len)
+		error = done < 0 ? (int)done : 0;
+		total += done < 0 ? 0 : done;
+		if (done < (ssize_t)parts[i].iov_len)
 			break;
 	}
+	if (!error)
+		error = records_flush(&tls->records);
 	pthread_mutex_unlock(&tls->lock);
-	return total;
+	return error ? error : total;
+}
+
+int tls_pending(struct mirror_tls *tls)
+{
+	int pending;
+
+	pthread_mutex_lock(&tls->lock);
+	pending = records_pending(&tls->records);
+	pthread_mutex_unlock(&tls->lock);
+	return pending;
 }
 
 ssize_t tls_receive(struct mirror_tls *tls, void *buffer, size_t size)
@@ -189,6 +209,9 @@ ssize_t tls_receive(struct mirror_tls *tls, void *buffer, size_t size)
 			result = -ECONNRESET;
 		}
 	}
+	// The answer to a key update, if there was one.
+	if (records_flush(&tls->records) && result >= 0)
+		result = -ECONNRESET;
 	pthread_mutex_unlock(&tls->lock);
 	return result;
 }

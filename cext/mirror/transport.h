@@ -26,7 +26,11 @@ ssize_t transport_receive(struct transport *link, void *buffer, size_t size);
 int transport_wait(struct transport *link, int output, int timeout_ms);
 void transport_shutdown(struct transport *link);
 
+// Bytes that transport_send() took and the socket did not: another call of it, also with nothing, goes on with them.
+int transport_pending(struct transport *link);
+
 ssize_t tls_send(struct mirror_tls *tls, const struct iovec *parts, int count);
 ssize_t tls_receive(struct mirror_tls *tls, void *buffer, size_t size);
+int tls_pending(struct mirror_tls *tls);
 
 #endif

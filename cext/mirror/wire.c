@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#define XXH_INLINE_ALL
 #include <string.h>
 #include <xxhash.h>
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h> // the fastest variant of this processor, chosen at run time
+#endif
 #include "wire.h"
 
 uint64_t wire_hash(uint64_t session, const void *data, size_t size)

@@ -10,7 +10,7 @@ from farmd.mirror import handles
 
 
 def sync_file_system(fd: int) -> None:
-    """syncfs(2): what was written to the file system of `fd`, or to its parts', is durable on return. Raises OSError."""
+    """syncfs(2): what was written to the file system of `fd`, or to those of its parts, is durable. Raises OSError."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from farmd.mirror import tlscontext
 from farmd.mirror.datapath import Ack, DataEvent, Received, Settings, State, Tls, WriteThrough, receive
 from farmd.mirror.failback import Failback
 from farmd.mirror.keeping import Keeper
@@ -336,10 +337,7 @@ class Engine:
 
 def _tls(sock: socket.socket, files: dict[str, str]) -> ssl.SSLSocket:
     """TLS 1.3 to the peer that `files` names, both sides with certificates. Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(files["certificate"], files["key"])
-    context.load_verify_locations(files["authority"])
+    context = tlscontext.client(files["certificate"], files["key"], files["authority"])
     sock.settimeout(_HANDSHAKE_S)
     tls = context.wrap_socket(sock, server_hostname=files["peer_name"])
     tls.settimeout(None)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from farmd.mirror import tlscontext
 from farmd.model.errors import BadRequest, PeerError, Refused
 
 WITNESS = "mirror-witness"
@@ -53,24 +54,19 @@ class Keys:
 
     def client(self) -> ssl.SSLContext:
         """For the side that calls; give it the other side's name as `server_hostname`."""
-        return self._context(ssl.PROTOCOL_TLS_CLIENT)
+        return tlscontext.client(*self._files())
 
     def server(self) -> ssl.SSLContext:
         """For the side that is called: the caller must have a certificate of our authority."""
-        return self._context(ssl.PROTOCOL_TLS_SERVER)
+        return tlscontext.server(*self._files())
 
     def engine(self, peer: int) -> dict[str, str]:
         """As the data path wants them."""
         files = {"certificate": CERTIFICATE, "key": KEY, "authority": AUTHORITY}
         return {what: str(self.folder / file) for what, file in files.items()} | {"peer_name": node_name(peer)}
 
-    def _context(self, protocol: int) -> ssl.SSLContext:
-        context = ssl.SSLContext(protocol)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(self.folder / CERTIFICATE, self.folder / KEY)
-        context.load_verify_locations(self.folder / AUTHORITY)
-        return context
+    def _files(self) -> tuple[Path, Path, Path]:
+        return self.folder / CERTIFICATE, self.folder / KEY, self.folder / AUTHORITY
 
 
 def check_name(tls: ssl.SSLObject | ssl.SSLSocket, wanted: str) -> None:

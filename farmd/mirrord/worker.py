@@ -7,9 +7,9 @@ a process that could mount, and a node that becomes primary takes another child.
 
 Orders besides those of the data path: `confine` (root, records, readable), `names` (what the next pass is to look at),
 `pace-pass` (how much of contents to read in a second), `pass` and `patch`, which carry the connected socket along.
-While a pass goes on `{"event": "progress"}` follows, then `{"event": "found"}` with what was found; `{"event": "passed"}`
-is the last of either. With `patch` comes a file that holds what the node's own log says: the journal itself is out of a
-confined process's reach.
+While a pass goes on `{"event": "progress"}` follows, then `{"event": "found"}` with what was found;
+`{"event": "passed"}` is the last of either. With `patch` comes a file that holds what the node's own log says: the
+journal itself is out of a confined process's reach.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ["receiver.c", "apply.c", "fids.c", "syncs.c", "inode.c", "wire.c", "transport.c", "tls.c"]
+SOURCES = ["receiver.c", "apply.c", "fids.c", "syncs.c", "inode.c", "wire.c", "transport.c", "tls.c", "records.c"]
 
 pytestmark = pytest.mark.root
 
@@ -20,7 +20,7 @@ def compile_hostile(target: Path, *extra: str) -> Path:
     sources = [str(ROOT / "cext/mirror" / name) for name in SOURCES]
     command = ["clang", "-std=gnu11", "-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-sign-compare", f"-I{ROOT / 'cext/mirror'}", str(ROOT / "tests/mirror/hostile.c"), *sources]
-    subprocess.run([*command, *extra, "-pthread", "-lssl", "-lcrypto", "-o", str(target)], check=True)
+    subprocess.run([*command, *extra, "-pthread", "-lssl", "-lcrypto", "-lxxhash", "-o", str(target)], check=True)
     return target
 
 
