@@ -2,7 +2,7 @@
 """One round of a failback: a batch of the log, put into frames that make the target equal.
 
 Names first (a directory before what is in it), then further names of files, then contents, at last the attributes of
-directories. What is only suspect is compared by digests before anything of it is sent. What is excluded is not there.
+directories. What is excluded is not there.
 """
 
 from __future__ import annotations
@@ -10,28 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from farmd.mirror import attributes, handles
 from farmd.mirror import ranges as ranges_of
-from farmd.mirror.datapath import digest_blocks, excludes
+from farmd.mirror.contents import GONE, Contents
+from farmd.mirror.datapath import excludes
 from farmd.mirror.dirty import Batch
 from farmd.mirror.durable import sync_file_system
 from farmd.mirror.places import Found, Places, Unfindable, join
 from farmd.mirror.ranges import Range
 from farmd.mirror.zones import Kind, Zone
-from farmd.mirror.zonewire import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES, Link, LogLied, Op
+from farmd.mirror.zonewire import Link, LogLied, Op
 
 SMALL_BYTES = 1 << 20
 """Files that a directory speaks for; `SMALL_BYTES` of cext/mirror/dirty.c."""
-_ASK_BYTES = 64 << 20
-_ASKS = 4
-"""So many answers fit into any socket buffer: neither side ever waits for the other to read."""
-_ZEROS = bytes(CHUNK_BYTES)
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""There is no such path: what was a directory may be a symlink now."""
 
 
 @dataclass(slots=True)
@@ -48,17 +42,6 @@ class Wanted:
         return not (self.paths or self.folders or self.files)
 
 
-@dataclass(slots=True)
-class _Ask:
-    """Digests of these ranges are on their way."""
-
-    path: bytes
-    fd: int
-    st: os.stat_result
-    ranges: list[Range]
-    whole: bool
-
-
 class Sender:
     """One batch. `still` climbs when nothing changes meanwhile: then whatever does not fit is a lie of the log."""
 
@@ -72,17 +55,16 @@ class Sender:
         paced: Callable[[int], None],
         excluded: tuple[str, ...] = (),
     ) -> None:
-        self._root, self._link, self._batch, self._still, self._paced = root, link, batch, still, paced
+        self._root, self._link, self._batch, self._still = root, link, batch, still
         self._excluded = excluded
         self._places = Places(root, batch.names)
         self._done: set[bytes] = set()
         self._folders: set[bytes] = set()
         self._linked: dict[tuple[int, int], tuple[int, set[bytes]]] = {}
-        self._asks: deque[_Ask] = deque()
+        self._files = Contents(root, link, paced, self._odd)
         self.again = Wanted()
         """What was in motion, for the next round."""
-        self.files = 0
-        self.content_bytes = 0
+        self._specials = 0
 
     def run(self, more: Wanted) -> None:
         """Send it all, and see that the target applied it. Raises LogLied, PeerError, OSError."""
@@ -90,14 +72,22 @@ class Sender:
             self._names(more)
             self._links()
             self._contents(more)
-            while self._asks:
-                self._settle_ask()
+            self._files.settle()
             for path in sorted(self._folders, reverse=True):
                 self._folder_attributes(path)
             self._see(durable=False)
         finally:
-            for ask in self._asks:
-                os.close(ask.fd)
+            self._files.close()
+
+    @property
+    def files(self) -> int:
+        """Sent, in part or as a whole."""
+        return self._files.files + self._specials
+
+    @property
+    def content_bytes(self) -> int:
+        """Of files, as they were sent."""
+        return self._files.content_bytes
 
     def make_durable(self) -> None:
         """On both sides. Raises PeerError, OSError."""
@@ -154,7 +144,7 @@ class Sender:
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
             self._link.send(Op.REMOVE, {"p": path.hex()})
             return
@@ -165,7 +155,7 @@ class Sender:
             elif st.st_nlink > 1:
                 self._note_link(path, fd, st)
             elif stat.S_ISREG(st.st_mode):
-                self._whole_file(path, fd, st)
+                self._files.whole(path, fd, st)
             else:
                 self._special(path, fd, st)
         finally:
@@ -196,7 +186,7 @@ class Sender:
             if stat.S_ISDIR(st.st_mode):
                 self._link.send(Op.FOLDER, {"p": child.hex(), "expected": True})
             elif stat.S_ISREG(st.st_mode) and st.st_size > SMALL_BYTES and st.st_nlink == 1:
-                self._ask(child, [])
+                self._files.ask(child, [])
             else:
                 self._path(child)
 
@@ -207,7 +197,7 @@ class Sender:
         try:
             fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
             return None
         try:
@@ -221,7 +211,7 @@ class Sender:
         if stat.S_ISLNK(st.st_mode):
             meta["to"] = os.readlink(b"", dir_fd=fd).hex()
         self._link.send(Op.SPECIAL, meta)
-        self.files += 1
+        self._specials += 1
 
     def _folder_attributes(self, path: bytes) -> None:
         if not path and handles.has_parts(self._root):
@@ -229,7 +219,7 @@ class Sender:
         try:
             fd = handles.open_below(self._root, path, os.O_PATH)
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
             return  # it went while we went; its own line comes
         try:
@@ -237,27 +227,7 @@ class Sender:
         finally:
             os.close(fd)
 
-    # ---- whole files ----
-
-    def _whole_file(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        if st.st_size > INLINE_BYTES:
-            self._ask(path, [(0, st.st_size)])
-            return
-        data = self._read_small(path, st)
-        if data is not None:
-            meta = {"p": path.hex(), "n": st.st_nlink, "a": attributes.read(fd, st)}
-            self._link.send(Op.SMALL, meta, data)
-            self._count(len(data))
-
-    def _read_small(self, path: bytes, st: os.stat_result) -> bytes | None:
-        try:
-            fd = handles.open_below(self._root, path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            return os.pread(fd, INLINE_BYTES, 0)
-        finally:
-            os.close(fd)
+    # ---- files with several names ----
 
     def _note_link(self, path: bytes, fd: int, st: os.stat_result) -> None:
         part = handles.part_of(self._root, path)
@@ -293,16 +263,15 @@ class Sender:
                 return
         finally:
             os.close(fd)
-        self._ask(path, [(0, st.st_size)])
-        while self._asks:
-            self._settle_ask()
+        self._files.ask(path, [(0, st.st_size)])
+        self._files.settle()
 
     # ---- contents ----
 
     def _contents(self, more: Wanted) -> None:
         for path, ranges in sorted(more.files.items()):
             if path not in self._done and not excludes(self._excluded, path):
-                self._ask(path, ranges)
+                self._files.ask(path, ranges)
         by_file: dict[bytes, list[Zone]] = {}
         for zone in self._zones():
             if zone.kind in (Kind.META, Kind.WHOLE, Kind.DATA):
@@ -328,94 +297,9 @@ class Sender:
         elif not stat.S_ISREG(found.st.st_mode):
             self._special(found.path, found.fd, found.st)
         elif any(zone.kind is Kind.WHOLE for zone in zones):
-            self._ask(found.path, [(0, found.st.st_size)])
+            self._files.ask(found.path, [(0, found.st.st_size)])
         else:
             suspect = ranges_of.of_masks(self._batch.suspect, zones, found.st.st_size)
-            self._exact(found, ranges_of.of_masks(self._batch.fine, zones, found.st.st_size))
+            self._files.exact(found.path, found.fd, ranges_of.of_masks(self._batch.fine, zones, found.st.st_size))
             if suspect:
-                self._ask(found.path, suspect, whole=False)
-
-    def _exact(self, found: Found, ranges: list[Range]) -> None:
-        fd = os.open(b"/proc/self/fd/%d" % found.fd, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._begin(found.path, fd, os.fstat(fd))
-            for offset, length in ranges:
-                self._send_range(fd, offset, length)
-            self._link.send(Op.END)
-        finally:
-            os.close(fd)
-
-    def _begin(self, path: bytes, fd: int, st: os.stat_result, *, whole: bool = False) -> None:
-        meta = {"p": path.hex(), "n": st.st_nlink, "size": st.st_size, "a": attributes.read(fd, st), "whole": whole}
-        self._link.send(Op.FILE, meta)
-        self.files += 1
-
-    def _send_range(self, fd: int, offset: int, length: int) -> None:
-        while length:
-            data = os.pread(fd, min(length, CHUNK_BYTES), offset)
-            if not data:
-                return
-            if len(data) >= BLOCK_BYTES and data == _ZEROS[: len(data)]:
-                self._link.send(Op.ZERO, {"o": offset, "l": len(data)})
-            else:
-                self._link.send(Op.DATA, {"o": offset}, data)
-                self._count(len(data), 0)
-            offset, length = offset + len(data), length - len(data)
-
-    def _count(self, size: int, files: int = 1) -> None:
-        self.files += files
-        self.content_bytes += size
-        self._paced(size)
-
-    # ---- digests first ----
-
-    def _ask(self, path: bytes, ranges: list[Range], *, whole: bool = True) -> None:
-        """Compare ranges of a file; with none, only see that it is there with this size. In pieces if it is large."""
-        pieces = [
-            (offset + at, min(_ASK_BYTES, length - at))
-            for offset, length in ranges
-            for at in range(0, length, _ASK_BYTES)
-        ]
-        for some in ranges_of.gathered(pieces, _ASK_BYTES) or [[]]:
-            try:
-                fd = handles.open_below(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
-            except OSError as error:
-                if error.errno in (*_GONE, errno.ENXIO):
-                    return
-                raise
-            st = os.fstat(fd)
-            if not stat.S_ISREG(st.st_mode):
-                os.close(fd)
-                return
-            self._asks.append(_Ask(path, fd, st, some, whole))
-            self._link.send(Op.ASK, {"p": path.hex(), "n": st.st_nlink, "r": some, "whole": whole})
-            if len(self._asks) >= _ASKS:
-                self._settle_ask()
-
-    def _settle_ask(self) -> None:
-        ask = self._asks.popleft()
-        try:
-            meta, theirs = self._link.answer()
-            if meta.get("missing"):
-                self._odd(ask.path, "the target does not have it")
-                return
-            if not ask.ranges and ask.st.st_size != meta["size"]:
-                self._ask(ask.path, [(0, ask.st.st_size)])
-                return
-            self._begin(ask.path, ask.fd, ask.st, whole=ask.whole)
-            for (offset, length), count in zip(ask.ranges, meta["counts"], strict=True):
-                self._send_differing(ask.fd, offset, length, theirs[: 16 * count])
-                theirs = theirs[16 * count :]
-            self._link.send(Op.END)
-        finally:
-            os.close(ask.fd)
-
-    def _send_differing(self, fd: int, offset: int, length: int, theirs: bytes) -> None:
-        blocks = -(-length // BLOCK_BYTES)
-        ours = digest_blocks(fd, offset, blocks, BLOCK_BYTES)
-        if ours == theirs:
-            return
-        for start, end in ranges_of.runs(
-            number for number in range(len(ours) // 16) if ours[16 * number :][:16] != theirs[16 * number :][:16]
-        ):
-            self._send_range(fd, offset + start * BLOCK_BYTES, min(end * BLOCK_BYTES, length) - start * BLOCK_BYTES)
+                self._files.ask(found.path, suspect, whole=False)
