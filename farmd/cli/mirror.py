@@ -7,28 +7,26 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from farmd.cli.errors import Unhealthy
-from farmd.cli.mirrorshow import bar, findings, stopped, summary
-from farmd.cli.output import envelope, note, say, say_json
+from farmd.cli.mirrordirs import directories_of
+from farmd.cli.mirrorshow import bar, findings, for_the_other, stopped, summary
+from farmd.cli.output import envelope, note, say, say_json, warn
 from farmd.cli.session import Session, verb
-from farmd.model.errors import BadRequest, DaemonUnreachable, FarmError, NotFound, TimedOut
+from farmd.model.errors import DaemonUnreachable, FarmError, TimedOut
 from farmd.model.mirrorfile import (
     DEFAULT_STATE,
     FILE,
     SOCKET,
-    Directory,
     MirrorConfig,
     as_file,
     check,
     clash,
     load,
-    named,
     save,
     size,
 )
@@ -119,7 +117,7 @@ def create(
         name=name,
         mirror=identity or secrets.token_hex(16),
         node=node,
-        directories=_directories(directory, exclude or [], size(image) if image else 0),
+        directories=directories_of(directory, exclude or [], size(image) if image else 0),
         listen=listen,
         peer=peer,
         arbiter=arbiter,
@@ -140,42 +138,10 @@ def create(
 
         make_image(Path(config.directory), config.image_bytes)
     save(state / check(config).name, config)
-    text = f"mirror {name} is created. On the other node: farmctl mirror create {name} --id {config.mirror} ..."
-    _tell(session, "Mirror", as_file(config), text if identity is None else f"mirror {name} is created")
-
-
-def _directories(words: list[str], exclude: list[str], image_bytes: int) -> tuple[Directory, ...]:
-    """What `[NAME=]PATH` and `[NAME:]PATTERN` say. Raises NotFound, BadRequest."""
-    found = []
-    for word in words:
-        told, _, rest = word.rpartition("=") if not Path(word).is_dir() else ("", "", word)
-        path = Path(rest)
-        if not path.is_dir():
-            raise NotFound(rest, "there is no such directory", "Make it, then try again")
-        own = path.is_mount()
-        found.append(Directory(str(path.resolve()), told, image_bytes=image_bytes, own_mount=own))
-    directories = named(tuple(found))
-    _see_that_they_differ(directories)
-    return tuple(replace(each, exclude=_patterns_of(each.name, exclude, directories)) for each in directories)
-
-
-def _see_that_they_differ(directories: tuple[Directory, ...]) -> None:
-    """One directory may have two paths: a bind mount."""
-    seen: dict[tuple[int, int], str] = {}
-    for each in directories:
-        st = Path(each.path).stat()
-        if (other := seen.setdefault((st.st_dev, st.st_ino), each.path)) != each.path:
-            raise BadRequest(each.path, f"it is the same directory as {other}", "Name each directory once")
-
-
-def _patterns_of(name: str, exclude: list[str], directories: tuple[Directory, ...]) -> tuple[str, ...]:
-    names = {each.name for each in directories if each.name}
-    told = [pattern.partition(":") for pattern in exclude]
-    return tuple(
-        rest if before in names and colon else before + colon + rest
-        for before, colon, rest in told
-        if before not in names or not colon or before == name
-    )
+    text = f"mirror {name} is created"
+    if identity is None:
+        text += f". On node {config.other}:\n  {for_the_other(config)}"
+    _tell(session, "Mirror", as_file(config), text)
 
 
 def start(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:
@@ -225,6 +191,7 @@ def status(
     for each in names:
         try:
             answer = _client(session, state, each).mirror().raw
+            answer["warnings"] = _unseen(answer["data"])
         except DaemonUnreachable:
             if name:
                 raise
@@ -233,6 +200,7 @@ def status(
             say_json(answer, stream=len(names) > 1)
         else:
             say(summary(answer["data"]))
+            warn(answer["warnings"])
         if not answer["data"]["in_sync"]:
             wrong.append((each, answer["data"]["why"]))
     if not names:
@@ -257,6 +225,13 @@ def promote(
     `--accept first` on the node that has the files.
     """
     _order(session, state, name, "promote", {"accept": accept})
+    warn(_unseen(_client(session, state, name).mirror().data))
+
+
+def _unseen(data: dict[str, Any]) -> list[str]:
+    from farmd.mirrord.mounts import unseen
+
+    return unseen(data["mounted"])
 
 
 def demote(

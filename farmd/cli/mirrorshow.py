@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from farmd.cli.output import duration
@@ -10,6 +11,7 @@ from farmd.model.mirrorfile import MirrorConfig
 
 STOPPED = "stopped"
 _WIDTH = 24
+_ANY = ("", "*", "0.0.0.0", "::")
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -52,6 +54,22 @@ def stopped(config: MirrorConfig) -> dict[str, Any]:
         "in_sync": False,
         "why": "it does not run on this node",
     }
+
+
+def for_the_other(config: MirrorConfig) -> str:
+    """What to order on the other node after `create` on this one, in a shell's words."""
+    words = ["farmctl", "mirror", "create", config.name, "--node", str(config.other)]
+    for each in config.directories:
+        words += ["--directory", f"{each.name}={each.path}" if config.several else each.path]
+    host, _, port = config.listen.rpartition(":")
+    words += ["--listen", config.peer, "--peer", f"HOST:{port}" if host.strip("[]") in _ANY else config.listen]
+    words += ["--keys", f"KEYS/node-{config.other}"] if config.keys else ["--no-tls"]
+    for option, value, usual in (("--arbiter", config.arbiter, "operator"), ("--ack", config.ack, "strict")):
+        words += [option, value] if value != usual else []
+    for pattern in config.identity["exclude"]:
+        words += ["--exclude", pattern]
+    words += ["--image", str(config.image_bytes)] if config.image_bytes else []
+    return shlex.join([*words, "--id", config.mirror])
 
 
 def _work(data: dict[str, Any]) -> list[str]:

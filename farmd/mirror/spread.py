@@ -14,7 +14,7 @@ import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from farmd.model.errors import KernelError
 
@@ -79,18 +79,27 @@ def remove_dead(directory: Path) -> int:
 
 def is_ours(directory: Path) -> bool:
     """Whether a mirror is mounted at `directory`."""
-    return top(directory)[0] == FILE_SYSTEM
+    return top(directory).kind == FILE_SYSTEM
 
 
-def top(directory: Path) -> tuple[str, str]:
-    """Type and source of what is mounted at `directory`, the uppermost; empty if nothing is."""
+class Mount(NamedTuple):
+    """What is mounted somewhere, as this process sees it; empty texts where nothing is."""
+
+    kind: str = ""
+    source: str = ""
+    device: str = ""
+    """Of the whole machine, as `0:55`: the same file system has the same in every mount namespace."""
+
+
+def top(directory: Path) -> Mount:
+    """What is mounted at `directory`, the uppermost. Asks no file system, so it never waits for one."""
     wanted = os.fsencode(directory)
-    found = ("", "")
+    found = Mount()
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split()
-        kind, source = fields[fields.index(b"-") + 1 :][:2]
         if fields[4].decode("unicode_escape").encode("latin-1") == wanted:
-            found = (os.fsdecode(kind), os.fsdecode(source))
+            kind, source = fields[fields.index(b"-") + 1 :][:2]
+            found = Mount(os.fsdecode(kind), os.fsdecode(source), os.fsdecode(fields[2]))
     return found
 
 

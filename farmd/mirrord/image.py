@@ -99,7 +99,7 @@ class Image:
 
     def is_mounted(self) -> bool:
         """Whether what is mounted at the directory is this image, also one whose file system below is dead."""
-        kind, source = top(self._directory)
+        kind, source, _ = top(self._directory)
         if kind != "ext4" or not source.startswith("/dev/loop"):
             return False
         try:

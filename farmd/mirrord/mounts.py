@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from farmd.mirror import handles
 from farmd.mirror.datapath import compose
-from farmd.mirror.spread import remove_dead, top
+from farmd.mirror.spread import Mount, remove_dead, top
 from farmd.model import mirrorfile
 from farmd.model.errors import FarmError, Refused
 from farmd.model.mirrorfile import MirrorConfig
@@ -74,9 +74,23 @@ def check_own(config: MirrorConfig) -> None:
     What lies below would be taken for the copy: an empty directory, and the peer's files would go.
     """
     for each in config.directories:
-        if each.own_mount and top(Path(each.path)) == ("", ""):
+        if each.own_mount and top(Path(each.path)) == Mount():
             cause = "it was a mount point when the mirror was created, and nothing is mounted there now"
             raise Refused(each.path, cause, "Mount its file system, then start again")
+
+
+def unseen(mounted: Mapping[str, str]) -> list[str]:
+    """What this process does not see of what a node has `mounted`, devices by path: writes from here are lost to it.
+
+    A node that was started in a mount namespace of its own (`ip netns exec`, `unshare -m`, a unit with PrivateMounts)
+    keeps its mounts to itself.
+    """
+    return [
+        f"{path} is not the mirror's here: the node runs in another mount namespace, and what is written from here is"
+        " lost to it. Stop the node and start it from here"
+        for path, device in mounted.items()
+        if top(Path(path)).device != device
+    ]
 
 
 def users(directory: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from farmd.mirror.checksum import PHASES, Progress
 from farmd.mirror.generation import History
+from farmd.mirror.spread import top
 from farmd.mirror.state import Link, Phase
 from farmd.mirrord.shell import Shell
 
@@ -49,9 +50,15 @@ async def picture(shell: Shell) -> dict[str, Any]:
         "job": None if shell.comparing.job is None else _job(shell),
         "history": _history(status.history),
         "peer_history": _history(status.peer_history),
+        "mounted": _mounted(shell) if status.phase is Phase.PRIMARY else {},
         "engine_pid": shell.serving.engine_pid,
         "events": list(shell.happened)[-10:],
     }
+
+
+def _mounted(shell: Shell) -> dict[str, str]:
+    """The devices that whoever uses the directories must see there; another one is not replicated."""
+    return {str(path): top(path).device for path in shell.config.paths}
 
 
 def _dirty(stats: dict[str, Any]) -> dict[str, Any]:

@@ -85,9 +85,12 @@ class MirrorNode:
             self.second.mkdir()
             _run("mount", "-t", "tmpfs", "-o", "size=512m", "wal", self.second)
 
-    def ctl(self, verb: str, *arguments: str, code: int = 0) -> dict[str, Any]:
-        """`farmctl mirror VERB m --json`, and its data; raises Failed if it does not exit with `code`."""
-        enter = ["nsenter", f"--net=/run/netns/{self.netns}"]
+    def ctl(self, verb: str, *arguments: str, code: int = 0, within: tuple[str, ...] = ()) -> dict[str, Any]:
+        """`farmctl mirror VERB m --json`, and its data; raises Failed if it does not exit with `code`.
+
+        `within` runs the command, in a mount namespace of its own for one.
+        """
+        enter = ["nsenter", f"--net=/run/netns/{self.netns}", *within]
         words = [*enter, *_FARMCTL, "mirror", verb, "m", "--json", *arguments]
         where = os.environ | {"FARMCTL_MIRRORS": str(self.state)}
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=where)

@@ -215,6 +215,21 @@ def test_an_empty_directory_in_its_place_is_not_taken_for_the_copy() -> None:
         equal(nodes)
 
 
+def test_a_mount_that_only_the_node_sees_is_told() -> None:
+    with TwoNodes("mpr") as nodes:
+        one, two = nodes.nodes
+        begin(nodes)
+        two.ctl("stop")
+        two.ctl("start", within=("unshare", "--mount", "--propagation", "slave"))
+        one.wait_in_sync()
+        two.wait_in_sync()
+        one.ctl("demote")
+        assert "another mount namespace" in two.ctl("promote")["stderr"]
+        one.wait_in_sync()
+        two.ctl("demote")
+        assert "another mount namespace" not in one.ctl("promote")["stderr"]
+
+
 def test_a_node_with_other_keys_is_refused() -> None:
     with TwoNodes("mky") as nodes:
         one, two = nodes.nodes

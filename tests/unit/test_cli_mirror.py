@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from farmd.cli.main import run
 from farmd.cli.mirrorshow import summary
+from farmd.mirror.spread import top
+from farmd.mirrord.mounts import unseen
 from farmd.model.errors import BadRequest
 from farmd.model.mirrorfile import load, size
 
@@ -35,6 +39,27 @@ def test_what_is_created_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert config.exclude == ("*.tmp", "/cache")
     assert not config.directories[0].own_mount
     assert json.loads(out)["data"]["directories"][0]["exclude"] == ["*.tmp", "/cache"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--exclude", "*.tmp", "--exclude", "/a b", "--ack", "barrier", "--arbiter", "witness:h:1"),
+        ("--directory", "wal={wal}", "--exclude", "wal:*.tmp", "--exclude", "/cache"),
+    ],
+)
+def test_what_create_says_for_the_other_node_is_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    (tmp_path / "w al").mkdir()
+    words = [word.format(wal=tmp_path / "w al") for word in more]
+    _, out, _ = _farmctl(capsys, *_create(tmp_path, *words))
+    program, *order = shlex.split(out.splitlines()[1])
+    assert program == "farmctl"
+    assert _farmctl(capsys, *order, "--state", str(tmp_path / "other"))[0] == 0
+    one, two = load(tmp_path / "state/db"), load(tmp_path / "other/db")
+    assert two == replace(one, node=2, listen=one.peer, peer=one.listen)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +178,14 @@ def test_the_summary_says_what_is_special() -> None:
     assert "12.0 MB/s at most: writes take 3.1 times" in summary(data | {"resync": work, "pace": slow})
     fast = {"rate_bytes_s": 0, "why": "nobody writes"}
     assert "no limit: nobody writes" in summary(data | {"resync": work, "pace": fast})
+
+
+def test_a_mount_that_is_not_seen_from_here_is_told(tmp_path: Path) -> None:
+    assert unseen({}) == []
+    assert unseen({"/proc": top(Path("/proc")).device}) == []
+    (text,) = unseen({str(tmp_path): "0:1"})
+    assert str(tmp_path) in text
+    assert "another mount namespace" in text
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("512M", 512 << 20), ("20G", 20 << 30), ("2TiB", 2 << 40), ("7", 7)])
