@@ -10,12 +10,11 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from farmd.mirror.spread import is_ours
-from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes
+from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes, begin
 from tests.mirror.operations import Actor, Planner, name_fd, prepare
 from tests.mirror.trees import differences
 
@@ -23,12 +22,6 @@ pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 MB = 1 << 20
 OPERATIONS = int(os.environ.get("FARMD_MIRROR_OPERATIONS", "1500"))
-
-
-def _begin(nodes: TwoNodes) -> None:
-    nodes.one.ctl("promote", "--accept", "first")
-    nodes.one.wait_in_sync()
-    nodes.two.wait_in_sync()
 
 
 def _fail_over(nodes: TwoNodes) -> None:
@@ -55,7 +48,7 @@ def test_a_whole_life(second: str) -> None:
         (one.data / "before").write_bytes(os.urandom(8 * MB))
         (one.wal / "before").write_bytes(os.urandom(8 * MB))
         (two.wal / "foreign").write_text("was here before the mirror")
-        _begin(nodes)
+        begin(nodes)
         assert not (two.wal / "foreign").exists()
         assert [each["path"] for each in one.status()["directories"]] == [str(one.data), str(one.wal)]
         for folder, there in zip(one.directories, two.directories, strict=True):
@@ -94,7 +87,7 @@ def test_a_whole_life(second: str) -> None:
 def test_the_directories_are_two_file_systems_to_programs() -> None:
     with TwoNodes("mdf", second="ext4", disks={1: "64M", 2: "64M"}) as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         (one.data / "file").write_bytes(os.urandom(MB))
         for call in (os.rename, os.link):
             with pytest.raises(OSError, match="Invalid cross-device link") as caught:
@@ -122,7 +115,7 @@ def test_what_differs_is_told_by_its_whole_path_and_repaired() -> None:
         one, two = nodes.nodes
         for folder in one.directories:
             (folder / "same").write_text("same")
-        _begin(nodes)
+        begin(nodes)
         (two.wal / "same").write_text("sane")
         found = one.ctl("verify", code=3)["findings"]
         assert found == [{"kind": "data", "path": str(one.wal / "same")}] or found[0]["path"] == str(one.wal / "same")
@@ -138,7 +131,7 @@ def test_exclusions_count_in_their_directory() -> None:
     patterns = ("--exclude", "*.tmp", "--exclude", "wal:/cache", "--exclude", "data:*.log")
     with TwoNodes("mde", *patterns, second="ext4") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         names = ("x.tmp", "x.log", "cache", "sub/y.tmp", "sub/y.log", "sub/cache")
         for folder in one.directories:
             (folder / "sub").mkdir()
@@ -168,7 +161,7 @@ def test_exclusions_count_in_their_directory() -> None:
 def test_a_promotion_that_cannot_mount_all_directories_mounts_none() -> None:
     with TwoNodes("mdp", second="tmpfs") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         away = one.wal.with_name("away")
         two.wait_in_sync()
         one.ctl("demote")
@@ -188,7 +181,7 @@ def test_a_promotion_that_cannot_mount_all_directories_mounts_none() -> None:
 def test_a_directory_in_use_keeps_all_of_them() -> None:
     with TwoNodes("mdu", second="tmpfs") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         with (one.wal / "open").open("w") as file:
             assert str(one.wal) in one.refused("demote")
             assert _mounted(one) == [True, True]
@@ -218,16 +211,20 @@ def _never_some_for_long(node: MirrorNode, order: threading.Thread) -> None:
 def test_no_kill_leaves_some_directories_writable_and_others_not(who: str) -> None:
     with TwoNodes("mdk", second="ext4") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         pids = one.pids()
         engine = one.status()["engine_pid"]
+        # Through descriptors: by path, a probe would land below a mount that goes this very moment.
+        inside = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in one.directories]
         chosen = {"mirrord": pids[:1], "data path": [engine], "both": pids}[who]
         for pid in chosen:
             os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + DEADLINE_S
-        while any(_writable(path) for path in one.directories if is_ours(path)):
+        while any(_writable(fd) for fd in inside):
             assert time.monotonic() < end
             time.sleep(0.02)
+        for fd in inside:
+            os.close(fd)
         if who == "both":  # nobody is left who could: dead mounts keep programs away
             assert _mounted(one) == [True, True]
         else:
@@ -250,9 +247,9 @@ def test_no_kill_leaves_some_directories_writable_and_others_not(who: str) -> No
         _equal(nodes)
 
 
-def _writable(path: Path) -> bool:
+def _writable(directory: int) -> bool:
     try:
-        (path / "probe").write_text("x")
+        os.close(os.open("probe", os.O_CREAT | os.O_WRONLY, dir_fd=directory))
     except OSError:
         return False
     return True
@@ -281,7 +278,7 @@ def _act(planners: list[Planner], actors: list[Actor], count: int, bare: list[Ac
 def test_random_operations_in_both_at_once(seed: int) -> None:
     with TwoNodes("mdr", second="ext4") as nodes:
         one, two = nodes.nodes
-        _begin(nodes)
+        begin(nodes)
         bare_roots = [one.home / "bare", one.second / "bare"]
         for folder in (*one.directories, *bare_roots):
             folder.mkdir(exist_ok=True)
