@@ -11,6 +11,8 @@
 #if defined(__x86_64__)
 #include <xxh_x86dispatch.h>
 #endif
+#include "../bulk.h"
+#include "../shortway.h"
 #include "link.h"
 
 #define HEAD_SIZE     16u
@@ -327,7 +329,8 @@ int link_open(struct link *link, struct engine *engine, int is_source, const str
 	if (link->in_flags < 0 || link->out_flags < 0 || fcntl(link->in, F_SETFL, link->in_flags | O_NONBLOCK) ||
 	    fcntl(link->out, F_SETFL, link->out_flags | O_NONBLOCK))
 		return engine_fail(engine, errno, "the connection cannot be used: %s", strerror(errno));
-	link->data = malloc(LINK_READ_ROOM);
+	choose_congestion_control(link->out);
+	link->data = (unsigned char *)bulk_room(LINK_READ_ROOM);
 	if (!link->data)
 		return engine_fail(engine, ENOMEM, "out of memory");
 	if (greet(link, is_source, ids, theirs))

@@ -11,7 +11,7 @@
 #include <xxh_x86dispatch.h> // the fastest variant of this processor, chosen at run time
 #endif
 #include "api.h"
-#include "bulk.h"
+#include "../bulk.h"
 
 static ssize_t read_block(int fd, char *buffer, size_t size, uint64_t offset)
 {

@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-#include "bulk.h"
+#include "../bulk.h"
 #include "engine.h"
 
 #define BEFORE_DATA (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))

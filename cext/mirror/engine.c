@@ -9,7 +9,7 @@
 #include <sys/mount.h>
 #include <time.h>
 #include <unistd.h>
-#include "bulk.h"
+#include "../bulk.h"
 #include "engine.h"
 
 int thread_start(pthread_t *thread, void *(*run)(void *), void *context)

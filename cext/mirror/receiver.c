@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include "bulk.h"
+#include "../bulk.h"
 #include "receiver.h"
 
 #define BUFFER (320 << 10) // small enough to stay in the cache

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
-#include "bulk.h"
+#include "../bulk.h"
 #include "records.h"
 
 #define OVERHEAD 256 // more than a record needs beside its data
