@@ -83,7 +83,7 @@ static inline int part_add(struct parts *parts, const char *name)
 // `root` stays the caller's. 0 or -errno.
 static inline int parts_open(struct parts *parts, int root)
 {
-	struct stat st;
+	struct stat st = {0};
 	int error = fstat(root, &st) ? -errno : 0, fd;
 	DIR *list;
 
