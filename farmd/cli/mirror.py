@@ -124,24 +124,29 @@ def create(
         ack=ack,
         keys=str(keys.resolve()) if keys else None,
     )
+    _see_that_it_can_be_made(config, state)
+    if config.image_bytes and identity is None:
+        from farmd.mirrord.image import make as make_image
+
+        make_image(Path(config.directory), config.image_bytes)
+    save(state / name, config)
+    text = f"mirror {name} is created"
+    if identity is None:
+        text += f". On node {config.other}:\n  {for_the_other(config)}"
+    _tell(session, "Mirror", as_file(config), text)
+
+
+def _see_that_it_can_be_made(config: MirrorConfig, state: Path) -> None:
+    """Before anything is written. Raises FarmError."""
     check(config)
     if config.keys:
         from farmd.mirrord.keys import Keys
 
         Keys(Path(config.keys)).check(config.node)
-    if (state / name / FILE).exists():
-        save(state / name, config)  # which refuses
+    if (state / config.name / FILE).exists():
+        save(state / config.name, config)  # which refuses
     if (refused := clash(config, state)) is not None:
         raise refused
-    if config.image_bytes and identity is None:
-        from farmd.mirrord.image import make as make_image
-
-        make_image(Path(config.directory), config.image_bytes)
-    save(state / check(config).name, config)
-    text = f"mirror {name} is created"
-    if identity is None:
-        text += f". On node {config.other}:\n  {for_the_other(config)}"
-    _tell(session, "Mirror", as_file(config), text)
 
 
 def start(session: Session, name: NameArgument, state: StateOption = DEFAULT_STATE) -> None:
@@ -191,7 +196,7 @@ def status(
     for each in names:
         try:
             answer = _client(session, state, each).mirror().raw
-            answer["warnings"] = _unseen(answer["data"])
+            answer["warnings"] = [*answer["warnings"], *_unseen(answer["data"])]
         except DaemonUnreachable:
             if name:
                 raise

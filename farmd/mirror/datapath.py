@@ -11,6 +11,7 @@ import errno
 import os
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,13 @@ def excludes(patterns: tuple[str, ...], path: bytes) -> bool:
     if not patterns:
         return False
     ffi, lib = _library()
-    lines = ffi.new("char[]", b"\n".join(map(os.fsencode, patterns)))
-    return bool(lib.mirror_excludes(lines, ffi.new("char[]", path)))
+    return bool(lib.mirror_excludes(_pattern_lines(patterns), ffi.new("char[]", path)))
+
+
+@lru_cache(maxsize=4)
+def _pattern_lines(patterns: tuple[str, ...]) -> Any:
+    """As C takes them; a failback asks for every name."""
+    return _library()[0].new("char[]", b"\n".join(map(os.fsencode, patterns)))
 
 
 class WriteThrough:

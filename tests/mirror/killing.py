@@ -27,7 +27,6 @@ from farmd.model.errors import FarmError, Refused
 from tests.mirror.nodes import MirrorNode, TwoNodes
 from tests.mirror.power import VolatileDisk
 from tests.mirror.servers import DATABASES, Database, end_at_once
-from tests.mirror.trees import differences
 
 KINDS = {
     "mirrord": "the primary's mirrord; the database lives on for a moment",
@@ -314,8 +313,7 @@ class Killing:
             if len(self._database.rows(number)) != self._safe[number]:
                 raise Lost(f"rows of client {number} were there and are not any more")
         self._database.stop()
-        copies = zip(self._nodes.one.directories, self._nodes.two.directories, strict=True)
-        if not self._primary.ctl("verify")["equal"] or any(differences(one, two) for one, two in copies):
+        if not self._primary.ctl("verify")["equal"] or self._nodes.differences():
             raise Lost("the copies differ")
 
 

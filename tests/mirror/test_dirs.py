@@ -14,7 +14,7 @@ import time
 import pytest
 
 from farmd.mirror.spread import is_ours
-from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes, begin
+from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes, begin, equal
 from tests.mirror.operations import Actor, Planner, name_fd, prepare
 from tests.mirror.trees import differences
 
@@ -28,13 +28,6 @@ def _fail_over(nodes: TwoNodes) -> None:
     nodes.one.kill()
     nodes.two.wait("alone", lambda status: not status["peer"]["connected"])
     nodes.two.ctl("promote")
-
-
-def _equal(nodes: TwoNodes) -> None:
-    primary = next(node for node in nodes.nodes if node.status()["role"] == "primary")
-    assert primary.ctl("verify")["equal"]
-    for left, right in zip(nodes.one.directories, nodes.two.directories, strict=True):
-        assert differences(left, right) == []
 
 
 def _mounted(node: MirrorNode) -> list[bool]:
@@ -56,7 +49,7 @@ def test_a_whole_life(second: str) -> None:
             (folder / "sub/file").write_text("live")
             os.link(folder / "sub/file", folder / "second-name")
             assert (there / "second-name").read_text() == "live"
-        _equal(nodes)
+        equal(nodes)
 
         _fail_over(nodes)
         for folder in two.directories:
@@ -71,13 +64,13 @@ def test_a_whole_life(second: str) -> None:
         last = two.wait_in_sync()["last_resync"]
         assert last["plan"] == "log"
         assert 0 < last["bytes_moved"] < MB
-        _equal(nodes)
+        equal(nodes)
 
         two.ctl("swap")
         one.wait("primary in sync", lambda status: status["role"] == "primary" and status["in_sync"])
         (one.wal / "after").write_text("the swap")
         assert (two.wal / "after").read_text() == "the swap"
-        _equal(nodes)
+        equal(nodes)
         for node in (one, two):
             node.ctl("stop")
             assert _mounted(node) == [False, False]
@@ -107,7 +100,7 @@ def test_the_directories_are_two_file_systems_to_programs() -> None:
         assert len(seen) == len(set(seen))
         listed = {entry.inode() for folder in one.directories for entry in os.scandir(folder)}
         assert listed == {inode for _, inode in seen}
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_what_differs_is_told_by_its_whole_path_and_repaired() -> None:
@@ -124,7 +117,7 @@ def test_what_differs_is_told_by_its_whole_path_and_repaired() -> None:
         assert (two.wal / "same").read_text() == "same"
         (one.wal / "same").write_text("written through the new stream")
         (one.data / "same").write_text("and here")
-        _equal(nodes)
+        equal(nodes)
 
 
 def test_exclusions_count_in_their_directory() -> None:
@@ -244,7 +237,7 @@ def test_no_kill_leaves_some_directories_writable_and_others_not(who: str) -> No
         one.wait_in_sync()
         (one.wal / "again").write_text("x")
         assert (two.wal / "again").read_text() == "x"
-        _equal(nodes)
+        equal(nodes)
 
 
 def _writable(directory: int) -> bool:
@@ -290,7 +283,7 @@ def test_random_operations_in_both_at_once(seed: int) -> None:
         finally:
             for actor in (*actors, *bare):
                 actor.close()
-        _equal(nodes)
+        equal(nodes)
 
         _fail_over(nodes)
         actors = [Actor(path) for path in two.directories]
@@ -301,7 +294,7 @@ def test_random_operations_in_both_at_once(seed: int) -> None:
                 actor.close()
         one.ctl("start")
         two.wait_in_sync()
-        _equal(nodes)
+        equal(nodes)
 
 
 # ---- what create and the nodes refuse ----
