@@ -108,7 +108,8 @@ class Contents:
             if meta.get("missing"):
                 self._odd(ask.path, "the target does not have it")
                 return
-            if not ask.ranges and ask.st.st_size != meta["size"]:
+            self._paced(0)
+            if not ask.ranges and ask.st.st_size != meta["size"] and ask.st.st_size:
                 self.ask(ask.path, [(0, ask.st.st_size)])
                 return
             self._begin(ask.path, ask.fd, ask.st, whole=ask.whole)

@@ -242,8 +242,6 @@ class Engine:
         # TLS keeps using the descriptor that it shook hands on.
         fd = os.dup(fds[0])
         self._fs().attach(fd, order["session"], order["epoch"], self._secure(order, fd, server=False))
-        if self._keeper is not None:
-            self._keeper.soon()
         if "tls" not in order:
             os.close(fd)
         return {}

@@ -6,7 +6,8 @@
     last:    hold changes back -> take -> send -> attach the stream -> let them go on
 
 Behind the last round both trees are equal and every later change goes to both, so the core may switch and say DONE.
-A round that breaks is done again: its zones are still in the log.
+A round that breaks is done again: its zones are still in the log. So is one that met files with names which nobody
+knows; these are looked for in all directories, while applications go on.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from farmd.mirror.datapath import WriteThrough
+from farmd.mirror.datapath import WriteThrough, excludes
 from farmd.mirror.dirty import Batch
 from farmd.mirror.keeping import Keeper
 from farmd.mirror.pace import Bucket
-from farmd.mirror.places import Places, Unfindable, join
+from farmd.mirror.places import Places, Unfindable, join, names_of
 from farmd.mirror.ranges import Range
 from farmd.mirror.sending import Sender, Wanted
 from farmd.mirror.zones import BLOCK_BYTES, BLOCKS_PER_ZONE, ZONE_BYTES, Cover, Kind
@@ -33,6 +34,8 @@ from farmd.model.errors import FarmError, PeerError, TimedOut
 _QUICK_S = 0.25
 """A round shorter than this is not worth repeating before the last one."""
 _ROUNDS = 12
+_LAST_ROUNDS = 4
+"""One, and more if files have names that must be looked for."""
 _FEW_BYTES, _FEW_ZONES = 32 << 20, 1024
 """So little is sent at once, with changes held back."""
 _SLICE_BYTES = 512 << 20
@@ -106,7 +109,7 @@ class Failback:
             if wanted.empty and self._keeper.has_little(_FEW_ZONES, _FEW_BYTES // BLOCK_BYTES):
                 break
             began = time.monotonic()
-            wanted = self._round(self._keeper.take(), wanted, still=False)
+            wanted = self._round(self._keeper.take(), self._with_names(wanted), still=False)
             if time.monotonic() - began < _QUICK_S:
                 break
         return wanted
@@ -125,20 +128,46 @@ class Failback:
             self._keeper.sent()
         return sender.again
 
+    def _with_names(self, wanted: Wanted) -> Wanted:
+        """Look for files that have names which nobody knows. Raises LogLied."""
+        if wanted.nameless:
+            try:
+                paths = names_of(self._root, wanted.nameless, lambda path: excludes(self._excluded, path))
+            except Unfindable as error:
+                raise LogLied("the log of dirty zones", str(error), "Everything is compared") from error
+            wanted.kept = paths - wanted.paths
+            wanted.paths |= paths
+            wanted.nameless.clear()
+        return wanted
+
     def _last(self, wanted: Wanted, attach: Callable[[], None]) -> None:
+        for _ in range(_LAST_ROUNDS):
+            wanted = self._held_back(self._with_names(wanted), attach)
+            if wanted.empty:
+                break
+        else:
+            shown = min(wanted.paths).decode(errors="backslashreplace")
+            raise LogLied(
+                f"the log of dirty zones: {shown}", "it has names that are not found", "Everything is compared"
+            )
+        with suppress(FarmError):
+            self._link.send(Op.ANSWER)
+            self._link.flush()
+
+    def _held_back(self, wanted: Wanted, attach: Callable[[], None]) -> Wanted:
+        """A round without changes; behind it the stream is attached, if nothing is left to do."""
         began = time.monotonic()
         self._fs.freeze()
         try:
             self._until = began + self._freeze_s
-            self._round(self._keeper.take(), wanted, still=True)
-            attach()
+            left = self._round(self._keeper.take(), wanted, still=True)
+            if left.empty:
+                attach()
+            return left
         finally:
             self._fs.thaw()
-            self.came.held_s = round(time.monotonic() - began, 4)
-        with suppress(FarmError):
-            self._link.send(Op.ANSWER)
-            self._link.flush()
-        self._keeper.soon()
+            self._until = None
+            self.came.held_s = round(max(self.came.held_s, time.monotonic() - began), 4)
 
     def _paced(self, size: int) -> None:
         """After so many bytes: wait as the rate wants it, or give up holding changes back."""

@@ -163,10 +163,6 @@ class Keeper:
             if not self._settled:
                 raise DataPathError("the checkpoint", "the peer was lost", "See the log")
 
-    def soon(self) -> None:
-        """Make room at the next moment."""
-        self._room.set()
-
     # ---- the thread that takes events ----
 
     def _take_events(self) -> None:
@@ -195,7 +191,8 @@ class Keeper:
                 if not self._apply(event):
                     others.append(event)
             self._write()
-            room = self._log.wants_room
+            # A peer that has just been attached lacks nothing: once both disks have it, the log may forget all.
+            room = self._log.wants_room or any(event.kind is EventKind.ATTACHED for event in events)
         if events:
             self._fs.confirm(events[-1].number)
         for event in others:

@@ -41,6 +41,7 @@ class Patching:
             Op.FOLDER: self._make_folder,
             Op.SPECIAL: self._special,
             Op.SMALL: self._small,
+            Op.NAMES: self._see_names,
             Op.LINK: self._hard_link,
             Op.ASK: self._ask,
             Op.FILE: self._begin_file,
@@ -114,6 +115,7 @@ class Patching:
         path, mode = self._path(meta["p"]), int(meta["mode"])
         name, st = _name(path), self._stat(path)
         same = st is not None and stat.S_IFMT(st.st_mode) == stat.S_IFMT(mode) and st.st_rdev == meta["rdev"]
+        same = same and st is not None and st.st_nlink <= meta["n"]
         if same and stat.S_ISLNK(mode):
             same = os.readlink(name, dir_fd=self._parent(path)) == bytes.fromhex(meta["to"])
         if not same:
@@ -123,6 +125,25 @@ class Patching:
             else:
                 os.mknod(name, mode, meta["rdev"], dir_fd=self._parent(path))
         self._attributes(meta, b"")
+
+    def _see_names(self, meta: Meta, _: bytes) -> None:
+        """An old file that has further names keeps these, and its contents; it only loses this one."""
+        path = self._path(meta["p"])
+        names = {path, *map(self._path, meta["names"])}
+        st = self._stat(path)
+        if st is None or stat.S_ISDIR(st.st_mode):
+            return
+        if sum(self._is_at(name, st) for name in names) < st.st_nlink:
+            self._clear(path)
+
+    def _is_at(self, path: bytes, st: os.stat_result) -> bool:
+        try:
+            there = self._stat(path)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return False
+        return there is not None and os.path.samestat(there, st)
 
     def _hard_link(self, meta: Meta, _: bytes) -> None:
         path, to = self._path(meta["p"]), self._path(meta["to"])

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from farmd.mirror import handles
 
 Names = dict[bytes, tuple[bytes, bytes]]
+_NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+"""There is no such path any more, or it leads onto another mount."""
 
 
 class Unfindable(Exception):
@@ -110,6 +113,79 @@ class Places:
         try:
             there = os.fstat(fd)
             return (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino)
+        finally:
+            os.close(fd)
+
+
+def names_of(root: int, wanted: Collection[bytes], skips: Callable[[bytes], bool]) -> set[bytes]:
+    """All paths of these inodes, found by reading every directory: no index leads from a file to its names.
+
+    `skips` says below which paths nobody looks. Inodes that are gone have none. Raises Unfindable for one that is there
+    and has none, and OSError.
+    """
+    numbers = {st.st_ino: handle for handle in wanted if (st := _stat(root, handle)) is not None}
+    if not numbers:
+        return set()
+    paths: set[bytes] = set()
+    missing = set(numbers.values())
+    for path in _numbered(root, numbers, skips):
+        try:
+            fd = handles.open_below(root, path, os.O_PATH)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            continue
+        try:
+            handle = handles.of(fd, handles.part_of(root, path))
+        finally:
+            os.close(fd)
+        if handle in wanted:
+            paths.add(path)
+            missing.discard(handle)
+    for handle in missing:
+        if (st := _stat(root, handle)) is not None:
+            raise Unfindable(f"inode {st.st_ino} has a name that is not found")
+    return paths
+
+
+def _stat(root: int, handle: bytes) -> os.stat_result | None:
+    """None if the inode is gone."""
+    try:
+        fd = handles.open_by(root, handle, os.O_PATH)
+    except OSError as error:
+        if error.errno in (errno.ESTALE, errno.ENOENT):
+            return None
+        raise
+    try:
+        st = os.fstat(fd)
+        return st if st.st_nlink else None
+    finally:
+        os.close(fd)
+
+
+def _numbered(root: int, numbers: Collection[int], skips: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """Every path whose inode has one of the numbers; other mounts are not entered."""
+    folders = [b""]
+    while folders:
+        folder = folders.pop()
+        try:
+            fd = handles.open_below(root, folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if is_folder or entry.inode() in numbers:
+                        path = join(folder, os.fsencode(entry.name))
+                        if skips(path):
+                            continue
+                        if is_folder:
+                            folders.append(path)
+                        else:
+                            yield path
         finally:
             os.close(fd)
 

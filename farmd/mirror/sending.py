@@ -3,6 +3,9 @@
 
 Names first (a directory before what is in it), then further names of files, then contents, at last the attributes of
 directories. What is excluded is not there.
+
+A file with several names is sent when all are known. The log knows those that changed and at most one more; whose
+others are not known is left for the next round, before which somebody looks for them (`places.names_of`).
 """
 
 from __future__ import annotations
@@ -35,11 +38,15 @@ class Wanted:
     paths: set[bytes] = field(default_factory=set)
     folders: set[bytes] = field(default_factory=set)
     files: dict[bytes, list[Range]] = field(default_factory=dict)
+    nameless: set[bytes] = field(default_factory=set)
+    """Handles of files that have names which nobody knows."""
+    kept: set[bytes] = field(default_factory=set)
+    """Of the paths, names that no event speaks of: the target has them, with most of the contents."""
 
     @property
     def empty(self) -> bool:
         """Nothing."""
-        return not (self.paths or self.folders or self.files)
+        return not (self.paths or self.folders or self.files or self.nameless)
 
 
 class Sender:
@@ -60,7 +67,8 @@ class Sender:
         self._places = Places(root, batch.names)
         self._done: set[bytes] = set()
         self._folders: set[bytes] = set()
-        self._linked: dict[tuple[int, int], tuple[int, set[bytes]]] = {}
+        self._linked: dict[bytes, tuple[int, set[bytes]]] = {}
+        self._changed: set[bytes] = set()
         self._files = Contents(root, link, paced, self._odd)
         self.again = Wanted()
         """What was in motion, for the next round."""
@@ -70,7 +78,7 @@ class Sender:
         """Send it all, and see that the target applied it. Raises LogLied, PeerError, OSError."""
         try:
             self._names(more)
-            self._links()
+            self._links(more.kept)
             self._contents(more)
             self._files.settle()
             for path in sorted(self._folders, reverse=True):
@@ -108,17 +116,16 @@ class Sender:
     # ---- names ----
 
     def _names(self, more: Wanted) -> None:
-        paths = set(more.paths)
         folders = set(more.folders)
         for zone in self._zones():
             if zone.kind is Kind.PLACE:
                 parent, name = zone.place
                 folder = self._folder(parent)
                 if folder is not None:
-                    paths.add(join(folder, name))
+                    self._changed.add(join(folder, name))
             elif zone.kind is Kind.ENTRIES and (folder := self._folder(zone.handle)) is not None:
                 folders.add(folder)
-        for path in sorted(paths):
+        for path in sorted(self._changed | more.paths):
             self._path(path)
         for path in sorted(folders):
             self._suspect_folder(path)
@@ -207,7 +214,8 @@ class Sender:
         return [name for name in names if not excludes(self._excluded, join(path, name))]
 
     def _special(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        meta = {"p": path.hex(), "mode": st.st_mode, "rdev": st.st_rdev, "a": attributes.read(fd, st)}
+        meta = {"p": path.hex(), "n": st.st_nlink, "mode": st.st_mode, "rdev": st.st_rdev}
+        meta["a"] = attributes.read(fd, st)
         if stat.S_ISLNK(st.st_mode):
             meta["to"] = os.readlink(b"", dir_fd=fd).hex()
         self._link.send(Op.SPECIAL, meta)
@@ -230,21 +238,23 @@ class Sender:
     # ---- files with several names ----
 
     def _note_link(self, path: bytes, fd: int, st: os.stat_result) -> None:
-        part = handles.part_of(self._root, path)
-        _, paths = self._linked.setdefault((part, st.st_ino), (st.st_nlink, set()))
+        handle = handles.of(fd, handles.part_of(self._root, path))
+        _, paths = self._linked.setdefault(handle, (st.st_nlink, set()))
         paths.add(path)
-        named = self._places.named(handles.of(fd, part), st)
+        named = self._places.named(handle, st)
         if named is not None and not excludes(self._excluded, named):
             paths.add(named)
 
-    def _links(self) -> None:
+    def _links(self, kept: set[bytes]) -> None:
         """Files with several names: all of them must be known, or somebody else's would be written."""
-        for count, paths in self._linked.values():
+        for handle, (count, paths) in self._linked.items():
             if len(paths) < count:
-                self._odd(min(paths), "it has names that the log does not know")
+                self.again.paths |= paths
+                self.again.nameless.add(handle)
                 continue
-            first = min(paths)
+            first = min(paths & kept or paths - self._changed or paths)
             self._done |= paths
+            self._link.send(Op.NAMES, {"p": first.hex(), "names": [path.hex() for path in sorted(paths)]})
             self._one_of_several(first)
             for path in sorted(paths - {first}):
                 self._folders.add(os.path.dirname(path))
@@ -276,13 +286,12 @@ class Sender:
         for zone in self._zones():
             if zone.kind in (Kind.META, Kind.WHOLE, Kind.DATA):
                 by_file.setdefault(zone.handle, []).append(zone)
-        for handle in sorted(by_file):
+        for handle in sorted(by_file.keys() - self._linked.keys()):
             try:
                 found = self._places.inode(handle)
-            except Unfindable as error:
-                if self._still:
-                    raise LogLied("the log of dirty zones", str(error), "Everything is compared") from error
-                continue  # in motion: its directory's line comes
+            except Unfindable:
+                self.again.nameless.add(handle)
+                continue
             if found is not None:
                 try:
                     self._file(found, by_file[handle])

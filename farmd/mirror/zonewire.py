@@ -56,6 +56,8 @@ class Op(IntEnum):
     """Make all of it durable. Answered."""
     ANSWER = 14
     """Target."""
+    NAMES = 16
+    """These are all names of the file at this path, one that has others is another file's. Before its contents."""
     FAILED = 15
     """Target: it cannot go on; `text` says why."""
 

@@ -17,9 +17,10 @@ from typing import Any
 from farmd.mirror import journalfile
 from farmd.mirror.datapath import excludes
 from farmd.mirror.failback import cover_of
+from farmd.mirror.keeping import CHECKPOINT_S
 from farmd.mirror.zones import Cover
 from farmd.mirrord.logbook import handed
-from tests.mirror.pair import DEADLINE_S, EngineProcess, Pair, connected
+from tests.mirror.pair import EngineProcess, Pair, connected
 from tests.mirror.trees import differences
 
 MIRROR = bytes(range(16))
@@ -100,8 +101,8 @@ class LogPair:
         return ended
 
     def settled(self) -> None:
-        """Until both disks have all and the journal says so."""
-        end = time.monotonic() + DEADLINE_S
+        """Until both disks have all and the journal says so: at once, not at the next checkpoint's turn."""
+        end = time.monotonic() + CHECKPOINT_S / 2
         while self.log().marks or self.log().tree is not None:
             assert time.monotonic() < end, self.log()
             time.sleep(0.05)

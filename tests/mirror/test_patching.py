@@ -121,6 +121,8 @@ def frames_at(path: str) -> list[tuple[Op, Meta, bytes]]:
         (Op.SPECIAL, at(path, mode=fifo, rdev=0), b""),
         (Op.SPECIAL, at(path, mode=device, rdev=os.makedev(1, 1)), b""),
         (Op.SMALL, at(path), b"bad"),
+        (Op.NAMES, at(path, names=[hexed("good")]), b""),
+        (Op.NAMES, at("good", names=[hexed(path)]), b""),
         (Op.LINK, at(path, to=hexed("good")), b""),
         (Op.LINK, at("stolen", to=hexed(path)), b""),
         (Op.ASK, at(path, r=[[0, 65536]]), b""),
@@ -138,7 +140,7 @@ def test_no_frame_leads_out_of_the_directory(target: Target, path: str) -> None:
             continue  # the directory itself
         error = target.take(frame)
         lacking = bool(target.answers and target.answers[-1].get("missing"))
-        gone = frame[0] in (Op.REMOVE, Op.ASK, Op.FILE, Op.META, Op.LINK) and not error
+        gone = frame[0] in (Op.REMOVE, Op.ASK, Op.FILE, Op.META, Op.NAMES, Op.LINK) and not error
         assert error or lacking or gone, frame
         assert not (target.inside / "stolen").exists()
         assert (target.inside / "good").read_text() == "good"
@@ -205,6 +207,8 @@ WRONG: list[tuple[Op, Meta, bytes]] = [
     (Op.SPECIAL, at("x", mode=stat.S_IFLNK | 0o777, rdev=0, to=""), b""),
     (Op.FOLDER, at("folder", names=5), b""),
     (Op.FOLDER, at("folder", names=["zz"]), b""),
+    (Op.NAMES, at("good", names=5), b""),
+    (Op.NAMES, at("good", names=["zz"]), b""),
     (Op.ASK, at("good", r=[[0, 2**62]]), b""),
     (Op.ASK, at("good", r=[[-1, 65536]]), b""),
     (Op.ASK, at("good", r=[[0, -(2**50)], [0, 2**50]]), b""),
