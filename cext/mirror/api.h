@@ -55,6 +55,12 @@ struct mirror_event {
 	char text[256];
 };
 
+struct mirror_handle {
+	uint32_t type;
+	uint32_t size;
+	uint8_t bytes[64];
+};
+
 struct mirror_config {
 	int backing;		 // directory fd, opened before the mount; or what mirror_compose gave
 	const char *mount_point; // where applications see it; may be the same path
@@ -114,6 +120,10 @@ int mirror_refuse(struct mirror *fs);
 // round of a resync and the attach behind it. Ends with mirror_thaw, and when the mirror is stopped.
 int mirror_freeze(struct mirror *fs);
 int mirror_thaw(struct mirror *fs);
+// Files that have a name and none that is known here (nameless.c): at most `room` of them. Before a peer is attached
+// somebody looks for their names, and looks each path up, or a change of such a file would lose the peer.
+int mirror_nameless(struct mirror *fs, struct mirror_handle *out, int room);
+int mirror_look_up(struct mirror *fs, const char *path);
 int mirror_set_ack(struct mirror *fs, int ack);
 int mirror_settle(struct mirror *fs, uint32_t timeout_ms);
 int mirror_detach(struct mirror *fs);

@@ -29,6 +29,8 @@ struct zone_set {
 	uint64_t words;
 };
 
+#define NODE_BUCKETS (1 << 18)
+
 struct node {
 	struct node *next; // in its hash chain
 	struct node *parent;
@@ -108,6 +110,7 @@ struct mirror {
 	pthread_mutex_t nodes_lock; // the table, lookups, refs
 	struct node *root, **table;
 	uint64_t node_count, next_fid;
+	uint64_t named; // nodes with a name; under stream_lock
 	atomic_int open_paths;
 	int open_limit;
 	pthread_rwlock_t stripes[STRIPES];

@@ -7,7 +7,6 @@
 #include <unistd.h>
 #include "engine.h"
 
-#define BUCKETS (1 << 18)
 // Directories and files beyond this many are opened by handle for each operation (about 1.5 us).
 #define OPEN_PATHS 32768
 
@@ -198,7 +197,7 @@ int nodes_start(struct mirror *fs)
 	int error;
 
 	fs->open_limit = inode_open_limit(OPEN_PATHS);
-	fs->table = calloc(BUCKETS, sizeof(*fs->table));
+	fs->table = calloc(NODE_BUCKETS, sizeof(*fs->table));
 	if (!fs->table)
 		return -ENOMEM;
 	pthread_mutex_init(&fs->nodes_lock, NULL);
@@ -222,7 +221,7 @@ int nodes_start(struct mirror *fs)
 
 void nodes_free(struct mirror *fs)
 {
-	for (int i = 0; fs->table && i < BUCKETS; i++) {
+	for (int i = 0; fs->table && i < NODE_BUCKETS; i++) {
 		for (struct node *node = fs->table[i], *next; node; node = next) {
 			next = node->next;
 			if (node->path_fd >= 0 && node != fs->root)

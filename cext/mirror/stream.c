@@ -231,7 +231,7 @@ static bool has_links(struct mirror *fs, struct node *node)
 }
 
 // Whether the peer can be told about this inode. One that had lost its last name before this session began is none of
-// the peer's: it ends with its last handle. One that has names which we never looked up needs a resync.
+// the peer's: it ends with its last handle. One that has names which nobody found (nameless.c) needs a resync.
 static bool reachable(struct mirror *fs, struct node *node)
 {
 	stream_bind(fs, node);

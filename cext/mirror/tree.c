@@ -40,6 +40,7 @@ void tree_unname(struct mirror *fs, struct node *node)
 	*at = node->name_next;
 	free(node->name);
 	node->name = NULL;
+	fs->named--;
 	node->parent->refs--;
 	node->parent = NULL;
 }
@@ -59,6 +60,7 @@ void tree_name(struct mirror *fs, struct node *node, struct node *parent, const 
 	tree_unname(fs, node);
 	at = chain(fs, parent, copy);
 	node->name = copy;
+	fs->named++;
 	node->parent = parent;
 	node->name_next = *at;
 	*at = node;

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from farmd.mirror import attributes, handles
 from farmd.mirror import ranges as ranges_of
-from farmd.mirror.datapath import digest_blocks
+from farmd.mirror.native import digest_blocks
 from farmd.mirror.ranges import Range
 from farmd.mirror.zonewire import BLOCK_BYTES, CHUNK_BYTES, INLINE_BYTES, Link, Op
 

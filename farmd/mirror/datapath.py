@@ -11,10 +11,11 @@ import errno
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from farmd.mirror.handles import pack
+from farmd.mirror.native import library
 from farmd.mirror.spread import Spread
 from farmd.model.errors import FarmError
 
@@ -127,14 +128,12 @@ class Stats:
     replies_us: tuple[int, ...]
 
 
+_NAMELESS = 4096
+"""So many files are looked for at once; a peer that is lost for another one comes back."""
+
+
 class DataPathError(FarmError):
     """The kernel or the other side refused something that the data path needs."""
-
-
-def _library() -> tuple[Any, Any]:
-    from farmd._mirrorfs import ffi, lib
-
-    return ffi, lib
 
 
 def _failed(code: int, thing: str, step: str) -> DataPathError:
@@ -142,26 +141,12 @@ def _failed(code: int, thing: str, step: str) -> DataPathError:
     return DataPathError(thing, cause, step)
 
 
-def excludes(patterns: tuple[str, ...], path: bytes) -> bool:
-    """Whether the entry at `path` below the directory, or a directory that it is in, is not replicated."""
-    if not patterns:
-        return False
-    ffi, lib = _library()
-    return bool(lib.mirror_excludes(_pattern_lines(patterns), ffi.new("char[]", path)))
-
-
-@lru_cache(maxsize=4)
-def _pattern_lines(patterns: tuple[str, ...]) -> Any:
-    """As C takes them; a failback asks for every name."""
-    return _library()[0].new("char[]", b"\n".join(map(os.fsencode, patterns)))
-
-
 class WriteThrough:
     """A mounted, replicating directory. `close` unmounts it; nothing else does, so call it."""
 
     def __init__(self, settings: Settings) -> None:
         """Mount. Raises DataPathError: no root, no /dev/fuse, a file system without handles, a busy mount point."""
-        ffi, lib = self._ffi, self._lib = _library()
+        ffi, lib = self._ffi, self._lib = library()
         backing = os.open(settings.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             mount_point = ffi.new("char[]", os.fsencode(settings.mount_point))
@@ -230,6 +215,18 @@ class WriteThrough:
     def thaw(self) -> None:
         """Let changes begin again."""
         self._lib.mirror_thaw(self._fs)
+
+    def nameless(self) -> set[bytes]:
+        """Handles (`handles.pack`) of files that have names of which the data path knows none."""
+        room = self._ffi.new("struct mirror_handle[]", _NAMELESS)
+        count = self._lib.mirror_nameless(self._fs, room, _NAMELESS)
+        self._do(count, "files without a known name", "See the memory of this server.")
+        raw = ((each.type, bytes(self._ffi.buffer(each.bytes, each.size))) for each in room[0:count])
+        return {pack(*each) for each in raw}
+
+    def look_up(self, path: bytes) -> None:
+        """Let the data path know this name of a file. Nothing happens if it is gone."""
+        self._lib.mirror_look_up(self._fs, path)
 
     def set_ack(self, ack: Ack) -> None:
         """Change when operations return; those under way keep what they began with."""
@@ -315,7 +312,7 @@ def compose(names: list[str], directories: list[int]) -> int:
 
     Raises DataPathError.
     """
-    ffi, lib = _library()
+    ffi, lib = library()
     texts = [ffi.new("char[]", os.fsencode(name)) for name in names]
     error = ffi.new("char[200]")
     fd = lib.mirror_compose(texts, directories, len(names), error, len(error))
@@ -331,7 +328,7 @@ class Tls:
 
     def __init__(self, fd: int, *, certificate: Path, key: Path, authority: Path, peer_name: str, server: bool) -> None:
         """Shake hands, ten seconds at most. Raises DataPathError: a foreign or missing certificate, a wrong name."""
-        ffi, self._lib = _library()
+        ffi, self._lib = library()
         texts = [ffi.new("char[]", os.fsencode(text)) for text in (certificate, key, authority, peer_name)]
         config = ffi.new("struct mirror_tls_config *")
         config.certificate, config.key, config.authority, config.peer_name = texts
@@ -347,24 +344,6 @@ class Tls:
     def close(self) -> None:
         """Free the keys."""
         self._lib.mirror_tls_close(self.handle)
-
-
-def digest_blocks(fd: int, offset: int, count: int, block_bytes: int) -> bytes:
-    """XXH3-128 of up to `count` blocks from `offset` on, 16 bytes each; fewer where the file ends. Raises OSError."""
-    ffi, lib = _library()
-    room = ffi.new("uint8_t[]", 16 * count)
-    done = lib.mirror_digest_blocks(fd, offset, block_bytes, count, room)
-    if done < 0:
-        raise OSError(-done, os.strerror(-done))
-    return bytes(ffi.buffer(room, 16 * done))
-
-
-def punch(fd: int, offset: int, length: int) -> None:
-    """Make a hole; the size stays. Raises OSError."""
-    _, lib = _library()
-    code = lib.mirror_punch(fd, offset, length)
-    if code < 0:
-        raise OSError(-code, os.strerror(-code))
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +365,7 @@ def receive(
 
     Changes the calling thread's umask and file-system user: give it a thread of its own.
     """
-    ffi, lib = _library()
+    ffi, lib = library()
     config, result = ffi.new("struct receiver_config *"), ffi.new("struct receiver_result *")
     root = os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

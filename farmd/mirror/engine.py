@@ -29,6 +29,8 @@ from farmd.mirror import tlscontext
 from farmd.mirror.datapath import Ack, DataEvent, Received, Settings, State, Tls, WriteThrough, receive
 from farmd.mirror.failback import Failback
 from farmd.mirror.keeping import Keeper
+from farmd.mirror.native import excludes
+from farmd.mirror.places import names_of
 from farmd.mirror.zonewire import Link, LogLied
 from farmd.model.errors import FarmError
 
@@ -90,7 +92,7 @@ class Engine:
             "settle": lambda order, _: self._with(lambda fs: fs.settle(order.get("timeout_ms", 10_000))),
             "ack": lambda order, _: self._with(lambda fs: fs.set_ack(Ack(order["ack"]))),
             "confirm": lambda order, _: self._with(lambda fs: fs.confirm(order["number"])),
-            "freeze": lambda _, __: self._with(WriteThrough.freeze),
+            "freeze": self._freeze,
             "thaw": lambda _, __: self._with(WriteThrough.thaw),
             "checkpoint": self._checkpoint,
             "stats": self._stats,
@@ -211,7 +213,13 @@ class Engine:
             pace = (order["rate_bytes_s"], order["freeze_s"])
             failback = Failback(self._fs(), keeper, self._root, link, *pace, self._excluded)
             self._paced = failback
-            came = failback.run(lambda: self._fs().attach(stream, order["session"], order["epoch"], tls))
+            self._find_names()
+
+            def attach() -> None:
+                self._find_names()
+                self._fs().attach(stream, order["session"], order["epoch"], tls)
+
+            came = failback.run(attach)
             self._send({"event": "failback"} | asdict(came))
         except (OSError, ValueError, FarmError) as error:
             lied = isinstance(error, LogLied)
@@ -223,6 +231,19 @@ class Engine:
             plain.close()
             if not wanted:
                 os.close(stream)  # TLS goes on using it
+
+    def _freeze(self, _: Message, __: list[int]) -> Message:
+        self._find_names()
+        self._fs().freeze()
+        return {}
+
+    def _find_names(self) -> None:
+        """Look for names of files that have some and of which the data path knows none: a new peer is told of a file by
+        its name. Once while changes go on, as it may take long, and once more when none comes any more.
+        """
+        if self._keeper is not None and (wanted := self._fs().nameless()):
+            for path in names_of(self._root, wanted, lambda path: excludes(self._excluded, path))[0]:
+                self._fs().look_up(path)
 
     def _pace(self, order: Message, _: list[int]) -> Message:
         if (failback := self._paced) is not None:
@@ -241,6 +262,7 @@ class Engine:
     def _attach(self, order: Message, fds: list[int]) -> Message:
         # TLS keeps using the descriptor that it shook hands on.
         fd = os.dup(fds[0])
+        self._find_names()
         self._fs().attach(fd, order["session"], order["epoch"], self._secure(order, fd, server=False))
         if "tls" not in order:
             os.close(fd)

@@ -20,9 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from farmd.mirror.datapath import WriteThrough, excludes
+from farmd.mirror.datapath import WriteThrough
 from farmd.mirror.dirty import Batch
 from farmd.mirror.keeping import Keeper
+from farmd.mirror.native import excludes
 from farmd.mirror.pace import Bucket
 from farmd.mirror.places import Places, Unfindable, join, names_of
 from farmd.mirror.ranges import Range
@@ -131,14 +132,17 @@ class Failback:
     def _with_names(self, wanted: Wanted) -> Wanted:
         """Look for files that have names which nobody knows. Raises LogLied."""
         if wanted.nameless:
-            try:
-                paths = names_of(self._root, wanted.nameless, lambda path: excludes(self._excluded, path))
-            except Unfindable as error:
-                raise LogLied("the log of dirty zones", str(error), "Everything is compared") from error
+            paths, missing = names_of(self._root, wanted.nameless, self._skips)
+            if missing:
+                cause = f"{len(missing)} files have names that are not found"
+                raise LogLied("the log of dirty zones", cause, "Everything is compared")
             wanted.kept = paths - wanted.paths
             wanted.paths |= paths
             wanted.nameless.clear()
         return wanted
+
+    def _skips(self, path: bytes) -> bool:
+        return excludes(self._excluded, path)
 
     def _last(self, wanted: Wanted, attach: Callable[[], None]) -> None:
         for _ in range(_LAST_ROUNDS):

@@ -14,8 +14,8 @@ import stat
 from collections.abc import Callable
 
 from farmd.mirror import attributes, handles
-from farmd.mirror.datapath import digest_blocks, excludes, punch
 from farmd.mirror.durable import sync_file_system, write_all
+from farmd.mirror.native import digest_blocks, excludes, punch
 from farmd.mirror.places import join
 from farmd.mirror.zonewire import BLOCK_BYTES, MAX_DATA, Link, Meta, Op, path_from
 from farmd.model.errors import PeerError

@@ -117,18 +117,16 @@ class Places:
             os.close(fd)
 
 
-def names_of(root: int, wanted: Collection[bytes], skips: Callable[[bytes], bool]) -> set[bytes]:
-    """All paths of these inodes, found by reading every directory: no index leads from a file to its names.
+def names_of(root: int, wanted: Collection[bytes], skips: Callable[[bytes], bool]) -> tuple[set[bytes], set[bytes]]:
+    """All paths of these inodes, and those of them that are there and have none.
 
-    `skips` says below which paths nobody looks. Inodes that are gone have none. Raises Unfindable for one that is there
-    and has none, and OSError.
+    Found by reading every directory: no index leads from a file to its names. `skips` says below which paths nobody
+    looks. Raises OSError.
     """
-    numbers = {st.st_ino: handle for handle in wanted if (st := _stat(root, handle)) is not None}
-    if not numbers:
-        return set()
+    there = {handle: st.st_ino for handle in wanted if (st := _stat(root, handle)) is not None}
+    numbers, missing = set(there.values()), set(there)
     paths: set[bytes] = set()
-    missing = set(numbers.values())
-    for path in _numbered(root, numbers, skips):
+    for path in _numbered(root, numbers, skips) if numbers else ():
         try:
             fd = handles.open_below(root, path, os.O_PATH)
         except OSError as error:
@@ -142,10 +140,7 @@ def names_of(root: int, wanted: Collection[bytes], skips: Callable[[bytes], bool
         if handle in wanted:
             paths.add(path)
             missing.discard(handle)
-    for handle in missing:
-        if (st := _stat(root, handle)) is not None:
-            raise Unfindable(f"inode {st.st_ino} has a name that is not found")
-    return paths
+    return paths, {handle for handle in missing if _stat(root, handle) is not None}
 
 
 def _stat(root: int, handle: bytes) -> os.stat_result | None:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from farmd.mirror import attributes, handles
 from farmd.mirror import ranges as ranges_of
 from farmd.mirror.contents import GONE, Contents
-from farmd.mirror.datapath import excludes
 from farmd.mirror.dirty import Batch
 from farmd.mirror.durable import sync_file_system
+from farmd.mirror.native import excludes
 from farmd.mirror.places import Found, Places, Unfindable, join
 from farmd.mirror.ranges import Range
 from farmd.mirror.zones import Kind, Zone

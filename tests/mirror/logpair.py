@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from farmd.mirror import journalfile
-from farmd.mirror.datapath import excludes
 from farmd.mirror.failback import cover_of
 from farmd.mirror.keeping import CHECKPOINT_S
+from farmd.mirror.native import excludes
 from farmd.mirror.zones import Cover
 from farmd.mirrord.logbook import handed
 from tests.mirror.pair import EngineProcess, Pair, connected

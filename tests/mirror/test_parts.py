@@ -16,8 +16,9 @@ import pytest
 
 from farmd.mirror import handles
 from farmd.mirror.checksum import Mode, Options, Pass, Progress, Run
-from farmd.mirror.datapath import compose, excludes
+from farmd.mirror.datapath import compose
 from farmd.mirror.durable import sync_file_system
+from farmd.mirror.native import excludes
 from farmd.mirror.places import Places, Unfindable
 from farmd.mirror.spread import Spread
 from farmd.model.errors import KernelError

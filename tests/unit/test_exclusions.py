@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farmd.mirror.datapath import excludes
+from farmd.mirror.native import excludes
 from farmd.model.exclusions import fault
 
 
