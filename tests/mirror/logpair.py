@@ -20,7 +20,7 @@ from farmd.mirror.keeping import CHECKPOINT_S
 from farmd.mirror.native import excludes
 from farmd.mirror.zones import Cover
 from farmd.mirrord.logbook import handed
-from tests.mirror.pair import EngineProcess, Pair, connected
+from tests.mirror.pair import DEADLINE_S, EngineProcess, Pair, connected
 from tests.mirror.trees import differences
 
 MIRROR = bytes(range(16))
@@ -59,7 +59,8 @@ class LogPair:
     def start(self) -> None:
         """Mount, alone."""
         settings = {"backing": str(self.backing), "mount_point": str(self.mount), "confirm": True}
-        settings |= {"excluded": self._excluded} | self.pair.settings
+        # A stream that breaks is a failure of the test, not one that waits for ever for somebody to decide.
+        settings |= {"excluded": self._excluded, "decide_ms": int(DEADLINE_S * 500)} | self.pair.settings
         self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
 
     def begin_fail_back(self, their_log: Cover | None = None) -> None:

@@ -14,7 +14,7 @@ from farmd.mirrord.logbook import Logbook
 from tests.mirror.logpair import MIRROR, LogPair
 from tests.mirror.nodes import TwoNodes
 from tests.mirror.operations import prepare
-from tests.mirror.test_failback import act, files, poke
+from tests.mirror.test_failback import SEEDS, act, files, poke
 
 pytestmark = pytest.mark.root
 
@@ -132,7 +132,7 @@ def test_a_removed_directory_goes_and_what_is_excluded_beside_it_stays(pair: Log
     untouched({path: text for path, text in planted.items() if path.parent.name != "d3"})
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_operations_while_alone(seed: int) -> None:
     """Some of the names that they use are excluded, one of them a directory."""
     with LogPair(excluded=("c", "/sub/deep", "other/b")) as pair:
