@@ -76,9 +76,11 @@ def _work(data: dict[str, Any]) -> list[str]:
     """What is to be done, what is being done, and what is wrong."""
     lines = []
     if data["dirty"]:
-        more = "at least " if data["dirty"]["more"] else ""
-        changed = f"{more}{_size(data['dirty']['bytes'])} in {data['dirty']['files']} files"
-        lines.append(f"  to send     {changed} changed since the peer went, as far as this process saw")
+        changed = f"{_size(data['dirty']['bytes'])} in {data['dirty']['files']} files"
+        if data["dirty"]["more"]:
+            lines.append(f"  to send     what a comparison of everything finds, at least {changed}")
+        else:
+            lines.append(f"  to send     {changed} changed since the peer went, as far as this process saw")
     if data["resync"]:
         lines.append(f"  resync      {bar(data)}")
         if data["pace"]:

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from farmd.mirror.checksum import PHASES, Progress
-from farmd.mirror.generation import History
+from farmd.mirror.generation import Cause, History
 from farmd.mirror.spread import top
 from farmd.mirror.state import Link, Phase
 from farmd.mirrord.shell import Shell
+
+_NOBODY_ELSES = (Cause.FIRST, Cause.FORCED)
+"""A history that ends so has been on this node only: a peer that was in sync would have been left by going on alone."""
 
 
 async def picture(shell: Shell) -> dict[str, Any]:
@@ -42,7 +45,7 @@ async def picture(shell: Shell) -> dict[str, Any]:
             "generation": str(hello.generation) if hello else None,
         },
         "lag": {"bytes": stats.get("lag_bytes", 0), "frames": stats.get("lag_frames", 0)},
-        "dirty": _dirty(stats) if status.phase is Phase.PRIMARY and not in_sync else None,
+        "dirty": _dirty(stats, status.history) if status.phase is Phase.PRIMARY and not in_sync else None,
         "resync": _resync(shell),
         "pace": shell.throttle.shown(),
         "last_resync": shell.resync.last,
@@ -61,12 +64,13 @@ def _mounted(shell: Shell) -> dict[str, str]:
     return {str(path): top(path).device for path in shell.config.paths}
 
 
-def _dirty(stats: dict[str, Any]) -> dict[str, Any]:
-    """What changed since the peer went, as far as this process saw it."""
+def _dirty(stats: dict[str, Any], history: History) -> dict[str, Any]:
+    """What changed since the peer went, as far as this process saw it; `more`: only a comparison of everything tells."""
+    has_no_copy = bool(history) and history[-1].cause in _NOBODY_ELSES
     return {
         "bytes": stats.get("dirty_bytes", 0),
         "files": stats.get("dirty_files", 0),
-        "more": stats.get("dirty_more", False),
+        "more": has_no_copy or stats.get("dirty_more", False),
     }
 
 

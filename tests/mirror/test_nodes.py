@@ -18,6 +18,22 @@ pytestmark = [pytest.mark.root, pytest.mark.lab]
 MB = 1 << 20
 
 
+def test_a_first_primary_says_that_its_peer_lacks_everything() -> None:
+    """What changed since is known to the byte, and says nothing: the peer has never had a copy."""
+    with TwoNodes("mfp") as nodes:
+        one, two = nodes.nodes
+        two.ctl("stop")
+        (one.data / "before").write_bytes(os.urandom(MB))
+        one.ctl("promote", "--accept", "first")
+        assert one.status()["dirty"]["more"]
+        two.ctl("start")
+        one.wait_in_sync()
+        assert one.status()["dirty"] is None
+        two.kill()
+        one.wait("alone", lambda status: status["gate"] == "alone")
+        assert not one.status()["dirty"]["more"]
+
+
 @pytest.mark.parametrize("tls", [True, False])
 def test_the_main_path(tls: bool) -> None:
     with TwoNodes("mmp", tls=tls) as nodes:
@@ -44,6 +60,7 @@ def test_the_main_path(tls: bool) -> None:
         (two.data / "second-name").unlink()
         (two.data / "link").rename(two.data / "moved")
         assert two.status()["dirty"]["files"] > 0
+        assert not two.status()["dirty"]["more"]
 
         one.ctl("start")
         two.wait_in_sync()
