@@ -65,7 +65,7 @@ def _mounted(shell: Shell) -> dict[str, str]:
 
 
 def _dirty(stats: dict[str, Any], history: History) -> dict[str, Any]:
-    """What changed since the peer went, as far as this process saw it; `more`: only a comparison of everything tells."""
+    """What changed since the peer went, as far as this process saw; `more`: only a comparison of everything tells."""
     has_no_copy = bool(history) and history[-1].cause in _NOBODY_ELSES
     return {
         "bytes": stats.get("dirty_bytes", 0),
