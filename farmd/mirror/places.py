@@ -49,12 +49,8 @@ class Places:
 
     def inode(self, handle: bytes) -> Found | None:
         """None if it is gone. Raises Unfindable."""
-        try:
-            fd = handles.open_by(self._root, handle, os.O_PATH)
-        except OSError as error:
-            if error.errno in (errno.ESTALE, errno.ENOENT):
-                return None
-            raise
+        if (fd := _open(self._root, handle)) is None:
+            return None
         try:
             st = os.fstat(fd)
             if st.st_nlink == 0:
@@ -143,14 +139,20 @@ def names_of(root: int, wanted: Collection[bytes], skips: Callable[[bytes], bool
     return paths, {handle for handle in missing if _stat(root, handle) is not None}
 
 
-def _stat(root: int, handle: bytes) -> os.stat_result | None:
+def _open(root: int, handle: bytes) -> int | None:
     """None if the inode is gone."""
     try:
-        fd = handles.open_by(root, handle, os.O_PATH)
+        return handles.open_by(root, handle, os.O_PATH)
     except OSError as error:
         if error.errno in (errno.ESTALE, errno.ENOENT):
             return None
         raise
+
+
+def _stat(root: int, handle: bytes) -> os.stat_result | None:
+    """None if the inode is gone, or has no name any more."""
+    if (fd := _open(root, handle)) is None:
+        return None
     try:
         st = os.fstat(fd)
         return st if st.st_nlink else None
