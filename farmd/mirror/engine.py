@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from farmd.mirror import tlscontext
-from farmd.mirror.datapath import Ack, DataEvent, Received, Settings, State, Tls, WriteThrough, receive
+from farmd.mirror.datapath import Ack, DataEvent, DataPathError, Received, Settings, State, Tls, WriteThrough, receive
 from farmd.mirror.failback import Failback
 from farmd.mirror.keeping import Keeper
 from farmd.mirror.native import excludes
@@ -81,6 +81,7 @@ class Engine:
         self._keeper: Keeper | None = None
         self._failback: threading.Thread | None = None
         self._failback_link: Link | None = None
+        self._failback_over = False
         self._paced: Failback | None = None
         self._orders: dict[str, Callable[[Message, list[int]], Message]] = {
             "mount": self._mount,
@@ -97,6 +98,7 @@ class Engine:
             "checkpoint": self._checkpoint,
             "stats": self._stats,
             "failback": self._fail_back,
+            "end-failback": self._end_failback,
             "pace": self._pace,
             "log": self._log,
             "unmount": self._unmount,
@@ -197,7 +199,10 @@ class Engine:
         if self._keeper is None:
             raise ValueError("no log is kept")
         if self._failback is not None and self._failback.is_alive():
-            raise ValueError("a failback goes on already")
+            if not self._failback_over:
+                raise ValueError("a failback goes on already")
+            self._failback.join()  # its connection is down: it ends at once
+        self._failback_over = False
         keeper, zones, stream = self._keeper, socket.socket(fileno=os.dup(fds[0])), os.dup(fds[1])
         zones.setblocking(True)
         self._failback = threading.Thread(target=self._run_failback, args=(order, keeper, zones, stream))
@@ -209,6 +214,8 @@ class Engine:
         try:
             plain = _tls(sock, wanted) if wanted else sock
             link = self._failback_link = Link(plain)
+            if self._failback_over:
+                raise DataPathError("the failback", "it was ended", "It is tried again when the peer is back")
             tls = self._secure(order, stream, server=False)
             pace = (order["rate_bytes_s"], order["freeze_s"])
             failback = Failback(self._fs(), keeper, self._root, link, *pace, self._excluded)
@@ -244,6 +251,13 @@ class Engine:
         if self._keeper is not None and (wanted := self._fs().nameless()):
             for path in names_of(self._root, wanted, lambda path: excludes(self._excluded, path))[0]:
                 self._fs().look_up(path)
+
+    def _end_failback(self, _: Message, __: list[int]) -> Message:
+        """Its peer is gone, and the connection may not know that for a long time. It fails as if it had broken."""
+        self._failback_over = True
+        if (link := self._failback_link) is not None:
+            link.abort()
+        return {}
 
     def _pace(self, order: Message, _: list[int]) -> Message:
         if (failback := self._paced) is not None:

@@ -164,6 +164,7 @@ class Failback:
         self._fs.freeze()
         try:
             self._until = began + self._freeze_s
+            self._link.limit(self._freeze_s)  # who says nothing for so long must not hold up applications
             left = self._round(self._keeper.take(), wanted, still=True)
             if left.empty:
                 attach()
@@ -171,6 +172,7 @@ class Failback:
         finally:
             self._fs.thaw()
             self._until = None
+            self._link.limit(None)
             self.came.held_s = round(max(self.came.held_s, time.monotonic() - began), 4)
 
     def _paced(self, size: int) -> None:

@@ -119,6 +119,10 @@ class Link:
             raise PeerError("the peer", "it sent something else than an answer", "See that both run the same farmd")
         return meta, data
 
+    def limit(self, seconds: float | None) -> None:
+        """Nothing waits longer for the other end from now on: it is then as good as gone. None: for ever."""
+        self._sock.settimeout(seconds)
+
     def close(self) -> None:
         """Let go of what was read; for the thread that used it. The socket is its owner's to close."""
         with contextlib.suppress(OSError, ValueError):

@@ -216,7 +216,13 @@ class Serving:
         pace = {"rate_bytes_s": self._config.rate_bytes_s, "freeze_s": self._config.freeze_s}
         self._failback = asyncio.get_running_loop().create_future()
         await engine.do("failback", zones.fileno(), stream.fileno(), session=token, epoch=epoch, **pace, **tls)
-        came = await self._failback
+        try:
+            came = await self._failback
+        except asyncio.CancelledError:
+            # The peer is gone; the engine's own connection would find that out only after many minutes.
+            with contextlib.suppress(KernelError):
+                await engine.do("end-failback")
+            raise
         self._paired = True
         return came
 

@@ -63,8 +63,8 @@ class LogPair:
         settings |= {"excluded": self._excluded, "decide_ms": int(DEADLINE_S * 500)} | self.pair.settings
         self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
 
-    def begin_fail_back(self, their_log: Cover | None = None) -> None:
-        """It goes on in both processes; a new one has been made for the target."""
+    def begin_fail_back(self, before: Callable[[LogPair], None] | None = None, their_log: Cover | None = None) -> None:
+        """It goes on in both processes; a new one has been made for the target. `before` the primary hears of it."""
         self.pair.session += 1
         ours, theirs = self._connect()
         stream, far_stream = self._connect()
@@ -73,6 +73,8 @@ class LogPair:
         with ours, theirs, stream, far_stream:
             self.pair.secondary.do("receive", far_stream.fileno(), backing=f"/proc/self/fd/{root}", **order)
             self.patch(theirs, root, their_log or Cover())
+            if before is not None:
+                before(self)
             self.primary.do("failback", ours.fileno(), stream.fileno(), **order, **self._pace)
 
     def begin_target(self) -> int:
@@ -95,7 +97,7 @@ class LogPair:
 
     def fail_back(self, their_log: Cover | None = None) -> dict[str, Any]:
         """Until the target is attached; what it came to. Raises AssertionError with the reason if it failed."""
-        self.begin_fail_back(their_log)
+        self.begin_fail_back(their_log=their_log)
         ended = self.primary.wait_for_any("failback", "failback-failed")
         self.pair.secondary.wait_for("passed")
         assert ended["event"] == "failback", ended["text"]

@@ -22,7 +22,7 @@ from farmd.mirror.zones import Cover, Kind, Mark, place
 from farmd.mirror.zonewire import Link, Op
 from tests.mirror.logpair import MIRROR, LogPair
 from tests.mirror.operations import Actor, Planner, prepare
-from tests.mirror.pair import connected
+from tests.mirror.pair import DEADLINE_S, connected
 
 pytestmark = pytest.mark.root
 
@@ -377,6 +377,48 @@ def test_a_failback_that_is_cut_is_done_again(who: str) -> None:
             pair.pair.secondary.kill()
             assert pair.primary.wait_for("failback-failed")["lied"] is False
         assert pair.differences() != []
+        pair.fail_back()
+        assert pair.differences() == []
+
+
+def _stop(pair: LogPair) -> None:
+    """The target falls silent, and its connections stand: as a server that hangs, or a cable that was pulled."""
+    pair.pair.secondary.process.send_signal(signal.SIGSTOP)
+
+
+def test_a_silent_target_does_not_hold_changes_back() -> None:
+    with LogPair(freeze_s=1) as pair:
+        made = files(pair.mount, 20)
+        pair.fail_back()
+        pair.settled()
+        pair.part()
+        poke(made[3], 5, b"changed")
+        pair.begin_fail_back(_stop)
+        began = time.monotonic()
+        ended = pair.primary.wait_for("failback-failed")
+        made[4].write_text("written")
+        assert time.monotonic() - began < DEADLINE_S / 2
+        assert "timed out" in ended["text"]
+        assert not ended["lied"]
+        pair.pair.secondary.process.send_signal(signal.SIGCONT)
+        pair.fail_back()
+        assert pair.differences() == []
+
+
+def test_a_failback_whose_peer_is_gone_can_be_ended() -> None:
+    """In a round beside applications nobody waits for it but the next failback."""
+    with LogPair() as pair:
+        made = files(pair.mount, 100, 1_000_000)
+        pair.fail_back()
+        pair.settled()
+        pair.part()
+        for path in made:
+            path.write_bytes(os.urandom(1_000_000))
+        pair.begin_fail_back(_stop)
+        time.sleep(0.5)
+        pair.primary.do("end-failback")
+        assert "connection of the failback broke" in pair.primary.wait_for("failback-failed", 20)["text"]
+        pair.pair.secondary.process.send_signal(signal.SIGCONT)
         pair.fail_back()
         assert pair.differences() == []
 
