@@ -415,3 +415,25 @@ def test_no_process_is_left_behind_by_a_stop() -> None:
         for node in nodes.nodes:
             node.ctl("stop")
         until("all processes have ended", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_cable_that_is_pulled_in_a_failback_from_the_log() -> None:
+    """Nothing comes back, not even an error; the application goes on, and the next failback takes up where it can."""
+    with TwoNodes("fcb") as nodes:
+        one, two = nodes.nodes
+        begin(nodes)
+        time.sleep(1)  # until the log is empty: both disks have the first copy
+        two.kill()
+        one.wait("alone", lambda status: status["gate"] == "alone")
+        for number in range(100):
+            (one.data / f"f{number}").write_bytes(os.urandom(MB))
+        one.ctl("resync", "--limit", "10")
+        two.ctl("start")
+        one.wait("failing back", lambda status: (status["resync"] or {}).get("what") == "failback")
+        nodes.cut()
+        one.wait("not failing back", lambda status: status["resync"] is None and not status["peer"]["connected"])
+        (one.data / "after").write_text("written while the cable is out")
+        nodes.mend()
+        one.ctl("resync", "--limit", "0")
+        assert one.wait_in_sync()["last_resync"]["plan"] == "log"
+        equal(nodes)
