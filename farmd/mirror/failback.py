@@ -134,8 +134,7 @@ class Failback:
         if wanted.nameless:
             paths, missing = names_of(self._root, wanted.nameless, self._skips)
             if missing:
-                cause = f"{len(missing)} files have names that are not found"
-                raise LogLied("the log of dirty zones", cause, "Everything is compared")
+                raise _names_missing(len(missing))
             wanted.kept = paths - wanted.paths
             wanted.paths |= paths
             wanted.nameless.clear()
@@ -150,10 +149,7 @@ class Failback:
             if wanted.empty:
                 break
         else:
-            shown = min(wanted.paths).decode(errors="backslashreplace")
-            raise LogLied(
-                f"the log of dirty zones: {shown}", "it has names that are not found", "Everything is compared"
-            )
+            raise _names_missing(len(wanted.nameless))
         with suppress(FarmError):
             self._link.send(Op.ANSWER)
             self._link.flush()
@@ -231,6 +227,11 @@ def cover_of(root: int, cover: Cover) -> Meta:
         "folders": [path.hex() for path in sorted(folders)],
         "files": [[path.hex(), ranges] for path, ranges in sorted(files.items())],
     }
+
+
+def _names_missing(files: int) -> LogLied:
+    cause = f"{files} files have names that are not found"
+    return LogLied("the log of dirty zones", cause, "Everything is compared")
 
 
 def _paths(hexes: list[str]) -> set[bytes]:
