@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,16 @@ def inside(namespace: str | None, words: Sequence[str]) -> list[str]:
     return [*(["nsenter", f"--net=/run/netns/{namespace}"] if namespace else []), *words]
 
 
+def see_rsync() -> None:
+    """Before trees are made, which takes long. Raises SystemExit."""
+    if shutil.which("rsync") is None:
+        raise SystemExit("the bench runs beside rsync, which is not installed: apt-get install rsync")
+
+
 @contextmanager
 def link(gbit: int, served: Path, folder: Path) -> Iterator[None]:
     """A token bucket of `gbit` in each direction; the daemon serves `served` in the source's namespace."""
+    see_rsync()
     config = folder / "rsyncd.conf"
     config.write_text(f"use chroot = no\nuid = root\ngid = root\n[source]\npath = {served}\n")
     daemon = None

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.link import SOURCE, SOURCE_IP, TARGET, TARGET_IP, inside, link
+from bench.link import SOURCE, SOURCE_IP, TARGET, TARGET_IP, inside, link, see_rsync
 from bench.report import publish, table
 from farmd.mirror.durable import sync_file_system
 from tests.mirror.logpair import LogPair
@@ -203,6 +203,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on the file system to measure")
     arguments = parser.parse_args()
+    see_rsync()
     with tempfile.TemporaryDirectory(prefix="failback-bench-", dir=arguments.folder) as folder:
         cases = run(Path(folder), arguments)
     rows = []
