@@ -201,7 +201,7 @@ class Engine:
         if self._failback is not None and self._failback.is_alive():
             if not self._failback_over:
                 raise ValueError("a failback goes on already")
-            self._failback.join()  # its connection is down: it ends at once
+            self._failback.join()  # it ends at once
         self._failback_over = False
         keeper, zones, stream = self._keeper, socket.socket(fileno=os.dup(fds[0])), os.dup(fds[1])
         zones.setblocking(True)
@@ -227,9 +227,10 @@ class Engine:
                 self._fs().attach(stream, order["session"], order["epoch"], tls)
 
             came = failback.run(attach)
+            self._failback_over = True  # before it is told: who hears of the end may begin the next at once
             self._send({"event": "failback"} | asdict(came))
         except (OSError, ValueError, FarmError) as error:
-            lied = isinstance(error, LogLied)
+            lied, self._failback_over = isinstance(error, LogLied), True
             self._send({"event": "failback-failed", "text": str(error), "lied": lied})
         finally:
             if self._failback_link is not None:

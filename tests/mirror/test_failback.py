@@ -387,7 +387,7 @@ def _stop(pair: LogPair) -> None:
 
 
 def test_a_silent_target_does_not_hold_changes_back() -> None:
-    with LogPair(freeze_s=1) as pair:
+    with LogPair(freeze_s=5) as pair:
         made = files(pair.mount, 20)
         pair.fail_back()
         pair.settled()
