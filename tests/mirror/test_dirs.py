@@ -224,7 +224,7 @@ def test_no_kill_leaves_some_directories_writable_and_others_not(who: str) -> No
             _wait_for(lambda: len(set(_mounted(one))) == 1)
         if who == "data path":
             one.wait("not primary", lambda status: status["role"] != "primary")
-            assert _mounted(one) == [False, False]
+            _wait_for(lambda: _mounted(one) == [False, False])
         else:
             _wait_for(lambda: who == "both" or not one.pids() or len(one.pids()) == 0)
             one.ctl("start")
