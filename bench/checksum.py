@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.link import SOURCE, SOURCE_IP, TARGET, inside, link
+from bench.link import SOURCE, SOURCE_IP, TARGET, inside, link, see_rsync
 from bench.report import publish, table
 
 BLOCK = 65536
@@ -261,6 +261,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None, help="on the file system to measure")
     arguments = parser.parse_args()
+    see_rsync()
     with tempfile.TemporaryDirectory(prefix="checksum-bench-", dir=arguments.folder) as folder:
         figures = run(Path(folder), arguments)
     columns = ("engine_s", "command_s", "rsync_s", "times_faster", "times_faster_command")

@@ -291,6 +291,8 @@ struct open_file {
 	int fd;
 	struct node *node;
 };
+// As a lookup of the kernel's: one more for node_forget.
+int names_look_up(struct mirror *fs, struct node *parent, const char *name, struct stat *st, struct node **node);
 void fill_attr(struct fuse_attr *attr, const struct stat *st);
 void fill_entry(struct mirror *fs, struct fuse_entry_out *out, struct node *node, const struct stat *st);
 // As the kernel does for a write by somebody without CAP_FSETID: the set-user-ID bits go, here and at the peer.

@@ -195,6 +195,17 @@ int inode_thread_start(void)
 	return 0;
 }
 
+bool inode_has_names(const struct parts *parts, const struct inode_handle *handle)
+{
+	int fd = inode_open(parts, handle, O_PATH);
+	struct stat st;
+	bool has = fd >= 0 && !inode_stat(fd, &st) && st.st_nlink;
+
+	if (fd >= 0)
+		close(fd);
+	return has;
+}
+
 int inode_open_limit(int wanted)
 {
 	struct rlimit limit;

@@ -35,17 +35,6 @@ static int gather(struct mirror *fs, struct inode_handle *out, uint64_t room)
 	return (int)count;
 }
 
-static bool has_names(struct mirror *fs, const struct inode_handle *handle)
-{
-	int fd = inode_open(&fs->parts, handle, O_PATH);
-	struct stat st;
-	bool has = fd >= 0 && !inode_stat(fd, &st) && st.st_nlink;
-
-	if (fd >= 0)
-		close(fd);
-	return has;
-}
-
 int mirror_nameless(struct mirror *fs, struct mirror_handle *out, int room)
 {
 	uint64_t all = count_all(fs);
@@ -59,7 +48,7 @@ int mirror_nameless(struct mirror *fs, struct mirror_handle *out, int room)
 		return -ENOMEM;
 	count = gather(fs, handles, all);
 	for (int i = 0; i < count && found < room; i++) {
-		if (!has_names(fs, &handles[i]))
+		if (!inode_has_names(&fs->parts, &handles[i]))
 			continue;
 		out[found].type = handles[i].type;
 		out[found].size = handles[i].size;
@@ -69,24 +58,15 @@ int mirror_nameless(struct mirror *fs, struct mirror_handle *out, int room)
 	return found;
 }
 
-static int step(struct mirror *fs, struct node *parent, const char *name, struct node **out)
-{
-	int dir = node_get(fs, parent),
-	    fd = dir < 0 ? dir : inode_enter(&fs->parts, inode_part(&parent->handle), dir, name);
-	struct stat st;
-
-	node_put(parent, dir);
-	return fd < 0 ? fd : node_from_path(fs, parent, name, fd, &st, out);
-}
-
 int mirror_look_up(struct mirror *fs, const char *path)
 {
 	char *rest = strdup(path), *save = NULL;
 	struct node *at = fs->root, *next;
+	struct stat st;
 	int error = rest ? 0 : -ENOMEM;
 
 	for (char *name = rest ? strtok_r(rest, "/", &save) : NULL; name && !error; name = strtok_r(NULL, "/", &save)) {
-		error = step(fs, at, name, &next);
+		error = names_look_up(fs, at, name, &st, &next);
 		node_forget(fs, at, 1); // it stays while one below has a name in it
 		at = error ? fs->root : next;
 	}

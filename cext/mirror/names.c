@@ -50,16 +50,22 @@ static int look(struct mirror *fs, struct node *parent, int dir, const char *nam
 	return fd < 0 ? fd : node_from_path(fs, parent, name, fd, st, node);
 }
 
+int names_look_up(struct mirror *fs, struct node *parent, const char *name, struct stat *st, struct node **node)
+{
+	int dir = node_get(fs, parent), error = dir < 0 ? dir : look(fs, parent, dir, name, st, node);
+
+	node_put(parent, dir);
+	return error;
+}
+
 void do_lookup(struct worker *worker)
 {
 	struct mirror *fs = worker->fs;
 	struct node *parent = node_of(fs, worker->in->nodeid), *node = NULL;
 	struct fuse_entry_out out;
 	struct stat st;
-	int dir = node_get(fs, parent);
-	int error = dir < 0 ? dir : look(fs, parent, dir, worker->body, &st, &node);
+	int error = names_look_up(fs, parent, worker->body, &st, &node);
 
-	node_put(parent, dir);
 	if (error && error != -ENOENT) {
 		reply(worker, error, NULL, 0);
 		return;

@@ -220,22 +220,12 @@ static int payload_of(struct change *change, struct iovec parts[3])
 	return count;
 }
 
-static bool has_links(struct mirror *fs, struct node *node)
-{
-	int fd = node_get(fs, node);
-	struct stat st;
-	bool links = fd >= 0 && !inode_stat(fd, &st) && st.st_nlink;
-
-	node_put(node, fd);
-	return links;
-}
-
 // Whether the peer can be told about this inode. One that had lost its last name before this session began is none of
 // the peer's: it ends with its last handle. One that has names which nobody found (nameless.c) needs a resync.
 static bool reachable(struct mirror *fs, struct node *node)
 {
 	stream_bind(fs, node);
-	if (fs->state == MIRROR_PAIRED && !is_known(fs, node) && has_links(fs, node))
+	if (fs->state == MIRROR_PAIRED && !is_known(fs, node) && inode_has_names(&fs->parts, &node->handle))
 		peer_lost(fs, EBADSLT, "a changed file is known by no name: compare all");
 	return fs->state == MIRROR_PAIRED && is_known(fs, node);
 }

@@ -60,7 +60,7 @@ class LogPair:
         """Mount, alone."""
         settings = {"backing": str(self.backing), "mount_point": str(self.mount), "confirm": True}
         # A stream that breaks is a failure of the test, not one that waits for ever for somebody to decide.
-        settings |= {"excluded": self._excluded, "decide_ms": int(DEADLINE_S * 500)} | self.pair.settings
+        settings |= {"excluded": self._excluded, "decide_ms": int(DEADLINE_S / 2 * 1000)} | self.pair.settings
         self.primary.do("mount", settings=settings, log={"path": str(self.journal), "mirror": MIRROR.hex()})
 
     def begin_fail_back(self, before: Callable[[LogPair], None] | None = None, their_log: Cover | None = None) -> None:
