@@ -84,7 +84,7 @@ int checksum_run_source(const struct checksum_options *options, struct checksum_
 int checksum_run_target(const struct checksum_options *options, struct checksum_progress *progress,
 			struct checksum_error *error);
 // Reads `length` bytes of a file in blocks and hashes each; returns the nanoseconds of CPU time it took, or -1.
-// `mapped`: through a mapping. Only to compare: a file that is cut short meanwhile would end the process by SIGBUS.
+// `mapped`: through mappings, as a run does with large files that are in the page cache; -1 if they are not.
 int64_t checksum_measure_hash(int fd, uint64_t length, int mapped);
 
 #endif

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "mapping.h"
 #include "target.h"
 
 // A run of zeros is one request, but not an endless one: progress should be seen, and others get their turn.
@@ -176,35 +177,61 @@ int job_ask(struct target *target, struct slot *slot)
 }
 
 // Blocks behind the end count as zeros: that is what they are once the file has its size.
-static int hash_blocks(struct target *target, struct slot *slot, struct digest *digests, struct scratch *scratch)
+static int read_or_zeros(int fd, unsigned char *data, size_t want, uint64_t offset)
+{
+	for (size_t have = 0; have < want;) {
+		ssize_t got = pread(fd, data + have, want - have, (off_t)(offset + have));
+
+		if (got < 0)
+			return -1;
+		if (got == 0)
+			memset(data + have, 0, want - have);
+		have += got ? (size_t)got : want - have;
+	}
+	return 0;
+}
+
+static void digest_blocks(const struct secret *secret, const unsigned char *data, size_t length, struct digest *digests)
+{
+	for (size_t at = 0; at < length; at += BLOCK_SIZE) {
+		struct digest d = digest_of(secret, data + at, length - at < BLOCK_SIZE ? length - at : BLOCK_SIZE);
+
+		*digests++ = (struct digest){htole64(d.low), htole64(d.high)};
+	}
+}
+
+static int hash_parts(struct target *target, struct slot *slot, const struct mapping *mapping, struct digest *digests,
+		      unsigned char *data)
 {
 	const struct secret *secret = &target->engine.secret;
 
 	for (uint64_t done = 0; done < slot->length;) {
 		size_t want = slot->length - done < IO_SIZE ? (size_t)(slot->length - done) : IO_SIZE;
-		size_t have = 0;
 
 		engine_pace_reading(&target->engine, want);
-		while (have < want) {
-			ssize_t got = pread(slot->job->fd, scratch->data + have, want - have,
-					    (off_t)(slot->offset + done + have));
-
-			if (got < 0)
+		if (mapping_holds(mapping))
+			digest_blocks(secret, mapping->data + done, want, digests);
+		if (!mapping_holds(mapping)) {
+			if (read_or_zeros(slot->job->fd, data, want, slot->offset + done))
 				return -1;
-			if (got == 0)
-				memset(scratch->data + have, 0, want - have);
-			have += got ? (size_t)got : want - have;
+			digest_blocks(secret, data, want, digests);
 		}
-		for (size_t at = 0; at < have; at += BLOCK_SIZE) {
-			struct digest d =
-			    digest_of(secret, scratch->data + at, have - at < BLOCK_SIZE ? have - at : BLOCK_SIZE);
-
-			*digests++ = (struct digest){htole64(d.low), htole64(d.high)};
-		}
-		done += have;
+		digests += (want + BLOCK_SIZE - 1) / BLOCK_SIZE;
+		done += want;
 	}
 	COUNT(&target->engine, bytes_hashed, slot->length);
 	return 0;
+}
+
+static int hash_blocks(struct target *target, struct slot *slot, struct digest *digests, struct scratch *scratch)
+{
+	struct mapping *mapping = mapping_open(slot->job->fd, slot->offset, (size_t)slot->length);
+	int result = hash_parts(target, slot, mapping, digests, scratch->data);
+	int code = errno;
+
+	mapping_close(mapping);
+	errno = code;
+	return result;
 }
 
 void hash_segment(void *context, void *item, struct scratch *scratch)

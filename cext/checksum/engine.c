@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "engine.h"
+#include "mapping.h"
 
 void engine_open(struct engine *e, const struct checksum_options *options, struct checksum_progress *progress,
 		 struct checksum_error *error)
@@ -17,6 +18,7 @@ void engine_open(struct engine *e, const struct checksum_options *options, struc
 	e->error = error;
 	e->sending.filled_ns = e->reading.filled_ns = now_ns();
 	pthread_mutex_init(&e->lock, NULL);
+	mapping_guard();
 	if (only_load(&e->only, options))
 		engine_fail(e, ENOMEM, "out of memory");
 	int code = -parts_open(&e->parts, options->root_fd);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bench's view of one core: reading and hashing, without a peer.
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 #include "abi.h"
 #include "digest.h"
+#include "engine.h"
+#include "mapping.h"
 #include "pool.h"
 
 static void add_blocks(struct digest *sum, const struct secret *secret, const unsigned char *data, size_t length)
@@ -33,15 +34,22 @@ static int read_all(int fd, uint64_t length, const struct secret *secret, struct
 	return 0;
 }
 
+// Part by part, as a run does it. -1 if one could not be mapped: then a run would read it.
 static int map_all(int fd, uint64_t length, const struct secret *secret, struct digest *sum)
 {
-	void *data = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, 0);
+	int result = 0;
 
-	if (data == MAP_FAILED)
-		return -1;
-	add_blocks(sum, secret, data, length);
-	munmap(data, length);
-	return 0;
+	mapping_guard();
+	for (uint64_t at = 0; at < length && !result; at += SEGMENT) {
+		size_t size = length - at < SEGMENT ? (size_t)(length - at) : SEGMENT;
+		struct mapping *mapping = mapping_open(fd, at, size);
+
+		if (mapping)
+			add_blocks(sum, secret, mapping->data, size);
+		result = mapping_holds(mapping) ? 0 : -1;
+		mapping_close(mapping);
+	}
+	return result;
 }
 
 int64_t checksum_measure_hash(int fd, uint64_t length, int mapped)

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
+#include "mapping.h"
 #include "source.h"
 
 struct job {
@@ -83,30 +84,75 @@ static int compare_buffer(struct job *job, uint64_t offset, const unsigned char 
 	return open ? send_run(job, offset + from, data + from, length - from, open_zeros) : 0;
 }
 
-// 0, 1 if the file ends too early, -1 and errno.
-static int compare_range(struct job *job, uint64_t offset, uint64_t length, struct scratch *scratch)
+// Whether the target has all of these blocks.
+static int all_same(struct job *job, uint64_t offset, const unsigned char *data, size_t length)
 {
-	while (length) {
-		size_t want = length < IO_SIZE ? (size_t)length : IO_SIZE;
-		size_t have = 0;
+	for (size_t at = 0; at < length; at += BLOCK_SIZE) {
+		size_t size = length - at < BLOCK_SIZE ? length - at : BLOCK_SIZE;
 
-		while (have < want) {
-			ssize_t got = pread(job->fd, scratch->data + have, want - have, (off_t)(offset + have));
+		if (block_differs(job, offset + at, data + at, size, 0))
+			return 0;
+	}
+	return 1;
+}
 
-			if (got < 0)
-				return -1;
-			if (got == 0)
-				return 1;
-			have += (size_t)got;
-		}
-		if (engine_stopping(&job->source->engine) || compare_buffer(job, offset, scratch->data, have)) {
+// Reads and compares up to a buffer. 0, 1 if the file ends too early, -1 and errno.
+static int compare_by_reading(struct job *job, uint64_t offset, size_t want, struct scratch *scratch)
+{
+	size_t have = 0;
+
+	while (have < want) {
+		ssize_t got = pread(job->fd, scratch->data + have, want - have, (off_t)(offset + have));
+
+		if (got < 0)
+			return -1;
+		if (got == 0)
+			return 1;
+		have += (size_t)got;
+	}
+	if (!compare_buffer(job, offset, scratch->data, have))
+		return 0;
+	errno = ECANCELED;
+	return -1;
+}
+
+// Only what seems to differ is read: nothing is sent from a mapping. The same results.
+static int compare_parts(struct job *job, uint64_t offset, uint64_t length, const struct mapping *mapping,
+			 struct scratch *scratch)
+{
+	for (uint64_t done = 0; done < length;) {
+		size_t want = length - done < IO_SIZE ? (size_t)(length - done) : IO_SIZE;
+		int result = 0;
+
+		if (engine_stopping(&job->source->engine)) {
 			errno = ECANCELED;
 			return -1;
 		}
-		offset += have;
-		length -= have;
+		if (mapping_holds(mapping) && all_same(job, offset + done, mapping->data + done, want) &&
+		    mapping_holds(mapping)) {
+			COUNT(&job->source->engine, bytes_hashed, want);
+			engine_pace_reading(&job->source->engine, want);
+		} else {
+			result = compare_by_reading(job, offset + done, want, scratch);
+		}
+		if (result)
+			return result;
+		done += want;
 	}
 	return 0;
+}
+
+static int compare_range(struct job *job, uint64_t offset, uint64_t length, struct scratch *scratch)
+{
+	// Where the target has zeros all of ours will travel.
+	int may = !(job->wanted->flags & SEGMENT_ZEROS);
+	struct mapping *mapping = may ? mapping_open(job->fd, offset, (size_t)length) : NULL;
+	int result = compare_parts(job, offset, length, mapping, scratch);
+	int code = errno;
+
+	mapping_close(mapping);
+	errno = code;
+	return result;
 }
 
 // The target has zeros there: our holes need not be looked at.
