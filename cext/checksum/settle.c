@@ -44,16 +44,11 @@ int folder_again(struct target *target, struct folder *folder, const char *name)
 void folder_done(struct target *target, struct folder *folder)
 {
 	struct engine *e = &target->engine;
-	struct scan scan = {
-	    .engine = e, .record = &target->record, .folder = folder->path, .tokens = target->scratch.out};
 
 	if (!folder->listed || folder->files)
 		return;
-	// What we have just written is younger than the run: the wait at its end makes up for that.
-	target->record.before_ns = INT64_MAX;
-	if (target->writes && !folder->unsettled && !e->failed &&
-	    scan_tokens(&scan, e->options->root_fd, &target->scratch) == 0)
-		record_add(&target->record, target->scratch.out);
+	if (target->writes && !folder->unsettled && !e->failed && target->record.fd >= 0)
+		scan_for_record(target, folder->path);
 	COUNT(e, dirs_done, 1);
 	free(folder->path);
 	free(folder);
@@ -410,47 +405,43 @@ struct extras {
 	size_t count, room;
 };
 
-static int find_extra(void *context, int folder, const struct entry *entry, struct scratch *scratch)
+// Deleting a tree needs the thread's buffer that the loop over the names reads from: later.
+static int keep_for_later(struct extras *extras, const struct entry *entry)
+{
+	if (extras->count == extras->room) {
+		size_t room = extras->room * 2 + 16;
+		struct entry *larger = realloc(extras->found, room * sizeof(*larger));
+
+		if (!larger)
+			return target_fail(extras->target, ENOMEM, "deleting", extras->listing->folder->path,
+					   entry->name);
+		extras->found = larger;
+		extras->room = room;
+	}
+	extras->found[extras->count] = *entry;
+	extras->found[extras->count].name = strdup(entry->name);
+	return extras->found[extras->count++].name
+		   ? 0
+		   : target_fail(extras->target, ENOMEM, "deleting", extras->listing->folder->path, entry->name);
+}
+
+static int find_extra(void *context, int folder, const char *name)
 {
 	struct extras *extras = context;
 	struct target *target = extras->target;
+	const char *path = extras->listing->folder->path;
+	struct entry entry;
 
-	(void)folder;
-	(void)scratch;
-	if (hashset_has(&extras->listing->seen, name_key(target, entry->name)) ||
-	    exclude_child(target->engine.options->excluded, extras->listing->folder->path, entry->name))
+	if (hashset_has(&extras->listing->seen, name_key(target, name)) ||
+	    !only_has(&target->engine.only, path, name) || exclude_child(target->engine.options->excluded, path, name))
 		return 0;
-	engine_report(&target->engine, CHECKSUM_EXTRA, 0, extras->listing->folder->path, entry->name);
+	if (tree_stat(folder, name, &entry))
+		return errno == ENOENT ? 0 : -1;
+	engine_report(&target->engine, CHECKSUM_EXTRA, 0, path, name);
 	if (!target->writes)
 		return 0;
-	if (S_ISDIR(entry->meta.mode)) {
-		// Deleting a tree needs the thread's buffer that this loop reads from: later.
-		if (extras->count == extras->room) {
-			size_t room = extras->room * 2 + 16;
-			struct entry *larger = realloc(extras->found, room * sizeof(*larger));
-
-			if (!larger)
-				return target_fail(target, ENOMEM, "deleting", extras->listing->folder->path,
-						   entry->name);
-			extras->found = larger;
-			extras->room = room;
-		}
-		extras->found[extras->count] = *entry;
-		extras->found[extras->count].name = strdup(entry->name);
-		return extras->found[extras->count++].name
-			   ? 0
-			   : target_fail(target, ENOMEM, "deleting", extras->listing->folder->path, entry->name);
-	}
-	return remove_entry(target, extras->listing, entry);
-}
-
-static int find_wanted_extra(void *context, int folder, const struct entry *entry, struct scratch *scratch)
-{
-	struct extras *extras = context;
-
-	return only_has(&extras->target->engine.only, extras->listing->folder->path, entry->name)
-		   ? find_extra(context, folder, entry, scratch)
-		   : 0;
+	return S_ISDIR(entry.meta.mode) ? keep_for_later(extras, &entry)
+					: remove_entry(target, extras->listing, &entry);
 }
 
 static int delete_extras(struct target *target, struct listing *listing)
@@ -458,7 +449,7 @@ static int delete_extras(struct target *target, struct listing *listing)
 	struct extras extras = {.target = target, .listing = listing};
 	// getdents goes on where the descriptor stands: a fresh one reads all.
 	int fd = openat(listing->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int result = fd < 0 ? -1 : tree_each(fd, &target->scratch, find_wanted_extra, &extras);
+	int result = fd < 0 ? -1 : tree_names(fd, &target->scratch, find_extra, &extras);
 
 	if (result && !target->engine.failed)
 		target_fail(target, errno, "reading", listing->folder->path, "");

@@ -48,6 +48,7 @@ struct scan_job {
 	struct digest sum;
 	uint64_t names;
 	uint8_t flags;
+	uint8_t is_settled; // it is equal by now, and only to be remembered
 	char folder[];
 };
 
@@ -69,7 +70,10 @@ static void scan_one(void *context, void *item, struct scratch *scratch)
 	struct engine *e = &target->engine;
 	struct scan scan = {.engine = e, .record = &target->record, .folder = job->folder, .tokens = scratch->out};
 
-	if (e->only.active) {
+	if (job->is_settled) {
+		if (!engine_stopping(e) && scan_tokens(&scan, e->options->root_fd, scratch) == 0)
+			record_add(&target->record, scratch->out);
+	} else if (e->only.active) {
 		must_list(target, job->folder);
 	} else if (!engine_stopping(e)) {
 		int failed = scan_folder(&scan, e->options->root_fd, scratch);
@@ -86,6 +90,27 @@ static void scan_one(void *context, void *item, struct scratch *scratch)
 	free(job);
 }
 
+static struct scan_job *scan_job(const char *folder)
+{
+	struct scan_job *job = calloc(1, sizeof(*job) + strlen(folder) + 1);
+
+	if (job)
+		memcpy(job->folder, folder, strlen(folder) + 1);
+	return job;
+}
+
+// Not remembered for want of memory: then the next run looks at it again.
+void scan_for_record(struct target *target, const char *folder)
+{
+	struct scan_job *job = scan_job(folder);
+
+	if (!job)
+		return;
+	job->is_settled = 1;
+	if (pool_push(&target->scanners, job))
+		free(job);
+}
+
 static int take_scan(struct target *target, struct reader *body)
 {
 	char folder[PATH_ROOM];
@@ -96,10 +121,9 @@ static int take_scan(struct target *target, struct reader *body)
 				   "the source sent a path that leads nowhere below the directory");
 	if (target->engine.options->excluded && exclude_path(target->engine.options->excluded, folder))
 		return engine_fail(&target->engine, EPROTO, "the source sent %s, which is not replicated here", folder);
-	job = calloc(1, sizeof(*job) + strlen(folder) + 1);
+	job = scan_job(folder);
 	if (!job)
 		return target_fail(target, ENOMEM, "reading", folder, "");
-	memcpy(job->folder, folder, strlen(folder) + 1);
 	job->names = take_u64(body);
 	job->sum = take_digest(body);
 	job->flags = take_u8(body);
@@ -324,6 +348,8 @@ static int ask_more(struct target *target)
 static int settle_folders(struct target *target)
 {
 	target->engine.progress->phase = 2;
+	// What we write from now on is younger than the run: the wait at its end makes up for that.
+	target->record.before_ns = INT64_MAX;
 	for (target->round = 0; target->round < ROUNDS; target->round++) {
 		do {
 			if (ask_more(target) || (target->busy && take_frame(target)))
@@ -333,6 +359,7 @@ static int settle_folders(struct target *target)
 		target->todo = target->again;
 		memset(&target->again, 0, sizeof(target->again));
 	}
+	pool_wait(&target->scanners); // for what scan_for_record has given them
 	return 0;
 }
 
@@ -351,11 +378,20 @@ static int probe(struct target *target)
 	return failed;
 }
 
+// Until the clock has moved on since our last change.
+static void wait_for_slack(uint64_t since)
+{
+	uint64_t passed = now_ns() - since;
+
+	if (passed < SLACK_NS)
+		nanosleep(&(struct timespec){.tv_nsec = (long)(SLACK_NS - passed)}, NULL);
+}
+
 // Everything is on disk before either record says so, and the clock has moved on before anybody else may write.
 static int make_durable(struct target *target)
 {
 	struct engine *e = &target->engine;
-	struct timespec slack = {.tv_nsec = SLACK_NS};
+	uint64_t since = now_ns();
 
 	e->progress->phase = 3;
 	int code = -parts_sync(&e->parts);
@@ -366,11 +402,11 @@ static int make_durable(struct target *target)
 		return 0;
 	if (link_send(&target->link, FRAME_COMMIT, NULL) || record_flush(&target->record))
 		return -1;
-	if (target->record.fd >= 0 && e->progress->dirs_done)
-		nanosleep(&slack, NULL);
 	while (!target->committed)
 		if (take_frame(target))
 			return -1;
+	if (target->record.fd >= 0 && e->progress->dirs_done)
+		wait_for_slack(since);
 	return record_commit(&target->record);
 }
 

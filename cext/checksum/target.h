@@ -97,6 +97,8 @@ void folder_done(struct target *target, struct folder *folder);
 // It was moving: list it in the next round, or say so after the last.
 int folder_again(struct target *target, struct folder *folder, const char *name);
 int target_fail(struct target *target, int code, const char *doing, const char *folder, const char *name);
+// target.c: remembers all that is in a directory as equal. Others do it, and it ends before the run does.
+void scan_for_record(struct target *target, const char *folder);
 
 // contents.c: the contents of files
 int job_begin(struct target *target, struct listing *listing, const struct entry_message *wanted,

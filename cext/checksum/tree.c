@@ -231,6 +231,28 @@ int tree_each(int folder, struct scratch *scratch, tree_visit visit, void *conte
 	return tree_each_expected(folder, scratch, &visitor, context);
 }
 
+int tree_names(int folder, struct scratch *scratch, int (*visit)(void *context, int folder, const char *name),
+	       void *context)
+{
+	for (;;) {
+		long got = syscall(SYS_getdents64, folder, scratch->names, NAMES_SIZE);
+
+		if (got <= 0)
+			return (int)got;
+		for (long at = 0; at < got;) {
+			const struct dirent64 *found = (const struct dirent64 *)(const void *)(scratch->names + at);
+
+			at += found->d_reclen;
+			int result = name_is_good(found->d_name, strlen(found->d_name))
+					 ? visit(context, folder, found->d_name)
+					 : 0;
+
+			if (result)
+				return result;
+		}
+	}
+}
+
 int file_digest(const struct secret *secret, int fd, uint64_t size, unsigned char *io, struct digest *digest)
 {
 	struct digest_stream stream;

@@ -60,6 +60,10 @@ struct tree_visitor {
 };
 int tree_each_expected(int folder, struct scratch *scratch, const struct tree_visitor *visitor, void *context);
 
+// The same without looking at the inodes.
+int tree_names(int folder, struct scratch *scratch, int (*visit)(void *context, int folder, const char *name),
+	       void *context);
+
 // All extended attributes as {u16 length, name, u32 length, value}; ACLs are among them. -1 and errno.
 // `fd` is the inode opened (also O_PATH), or with a name the directory it is in.
 int xattrs_read(int fd, const char *name, struct buffer *to);
