@@ -16,14 +16,6 @@
 #define PIECE	  (2 * (WIRE_CHUNK + sizeof(struct frame)))
 #define ACK_EVERY (1 << 20) // bytes applied without a word, if nobody waits
 
-struct intake {
-	char *buffer;
-	size_t start, end; // what is here and not applied
-	size_t quiet;	   // bytes since the last ack
-	bool wanted;	   // somebody waits for one
-	uint64_t heard_ms;
-};
-
 static uint64_t now_ms(void)
 {
 	struct timespec now;
@@ -64,14 +56,28 @@ int send_ack(struct receiver *receiver, int kind, uint64_t seq, int op, int code
 	return error;
 }
 
+void has_acked(struct receiver *receiver, uint64_t seq)
+{
+	uint64_t before = atomic_load(&receiver->acked);
+
+	while (before < seq && !atomic_compare_exchange_weak(&receiver->acked, &before, seq))
+		;
+}
+
 static int acknowledge(struct receiver *receiver, struct intake *intake)
 {
 	intake->wanted = false;
 	intake->quiet = 0;
-	if (receiver->acked == receiver->result->seq)
+	if (atomic_load(&receiver->acked) == receiver->result->seq)
 		return 0;
-	receiver->acked = receiver->result->seq;
-	return send_ack(receiver, ACK_APPLIED, receiver->acked, 0, 0);
+	has_acked(receiver, receiver->result->seq);
+	return send_ack(receiver, ACK_APPLIED, receiver->result->seq, 0, 0);
+}
+
+// An fsync is acknowledged when it is done, and nearly always that comes soon enough.
+static bool wants_ack(const struct frame *frame)
+{
+	return frame->flags & WIRE_WANT_ACK && frame->op != WIRE_SYNC && frame->op != WIRE_SYNCFS;
 }
 
 static int apply_one(struct receiver *receiver, struct intake *intake, const struct frame *frame, const char *payload)
@@ -92,7 +98,7 @@ static int apply_one(struct receiver *receiver, struct intake *intake, const str
 	receiver->result->seq = frame->seq;
 	receiver->result->frames++;
 	intake->quiet += sizeof(*frame) + frame->size;
-	intake->wanted |= frame->flags & WIRE_WANT_ACK;
+	intake->wanted |= wants_ack(frame);
 	return 0;
 }
 
@@ -124,7 +130,7 @@ static int wait_for_more(struct receiver *receiver, struct intake *intake)
 {
 	struct pollfd waiting[2] = {{.fd = receiver->link.fd, .events = POLLIN},
 				    {.fd = receiver->config->stop_fd, .events = POLLIN}};
-	bool unsaid = receiver->acked != receiver->result->seq;
+	bool unsaid = atomic_load(&receiver->acked) != receiver->result->seq;
 	int ready = poll(waiting, 2, unsaid ? 2 : 200);
 
 	if (ready < 0)
@@ -164,41 +170,36 @@ static int take_in(struct receiver *receiver, struct intake *intake)
 	return apply_all(receiver, intake) ? -1 : 1;
 }
 
-static void run(struct receiver *receiver)
+bool receiver_take_in(struct receiver *receiver)
 {
-	struct intake intake = {.buffer = bulk_room(BUFFER), .heard_ms = now_ms()};
-
-	if (!intake.buffer) {
-		fail(receiver, ENOMEM, "out of memory");
-		return;
-	}
-	while (take_in(receiver, &intake) == 1)
-		;
-	free(intake.buffer);
+	return take_in(receiver, &receiver->intake) == 1;
 }
 
 int receiver_run(const struct receiver_config *config, struct receiver_result *result)
 {
 	struct receiver receiver = {.config = config, .result = result, .root = -1};
-	int error;
+	int error = -ENOMEM;
 
 	memset(result, 0, sizeof(*result));
 	receiver.link = (struct transport){config->fd, config->tls};
 	pthread_mutex_init(&receiver.send_lock, NULL);
 	transport_prepare(config->fd);
-	error = inode_thread_start();
+	receiver.intake = (struct intake){.buffer = bulk_room(BUFFER), .heard_ms = now_ms()};
+	if (receiver.intake.buffer)
+		error = inode_thread_start();
 	if (!error)
 		error = fids_start(&receiver);
 	if (!error)
-		error = syncs_start(&receiver);
+		error = turns_start(&receiver);
 	if (error)
 		fail(&receiver, -error, "the receiver cannot start");
 	else
-		run(&receiver);
+		turns_run(&receiver);
 	inode_act_as(0, 0, 022);
-	if (receiver.syncer_count)
-		syncs_end(&receiver);
+	if (receiver.helper_count)
+		turns_end(&receiver);
 	fids_free(&receiver);
+	free(receiver.intake.buffer);
 	transport_shutdown(&receiver.link);
 	return result->code;
 }

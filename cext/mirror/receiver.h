@@ -7,6 +7,7 @@
 #define FARM_MIRROR_RECEIVER_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include "api.h"
 #include "inode.h"
@@ -14,6 +15,7 @@
 #include "wire.h"
 
 #define FID_BUCKETS 65536
+#define HELPERS	    2
 #define OPEN_FILES  65536 // at most, and no more than half of what the process may have
 
 struct known { // an inode that the primary may name
@@ -33,6 +35,14 @@ struct sync_job {
 	bool data_only;
 };
 
+struct intake {
+	char *buffer;
+	size_t start, end; // what is here and not applied
+	size_t quiet;	   // bytes since the last ack
+	bool wanted;	   // somebody waits for one
+	uint64_t heard_ms;
+};
+
 struct receiver {
 	const struct receiver_config *config;
 	struct receiver_result *result;
@@ -41,14 +51,17 @@ struct receiver {
 	struct parts parts;
 	struct known **table;
 	int open_files, open_limit;
-	uint64_t acked;
+	struct intake intake; // whoever reads has it
+	_Atomic uint64_t acked;
 	pthread_mutex_t send_lock; // acks come from several threads
-	pthread_mutex_t sync_lock;
-	pthread_cond_t sync_wake;
+	// Of turns.c, under turn_lock.
+	pthread_mutex_t turn_lock;
+	pthread_cond_t turn_wake;
 	struct sync_job *jobs, **jobs_end;
-	pthread_t syncers[2];
-	int syncer_count;
-	bool ending;
+	int job_count, idle;
+	bool reading, ended;
+	pthread_t helpers[HELPERS];
+	int helper_count, helpers_ready, helper_error;
 };
 
 // fids.c
@@ -66,12 +79,19 @@ void fid_put(struct known *known, int fd);
 // apply.c: 0 or -errno
 int apply_frame(struct receiver *receiver, const struct frame *frame, const char *payload);
 
-// syncs.c
-int syncs_start(struct receiver *receiver);
-void syncs_end(struct receiver *receiver);
-int sync_later(struct receiver *receiver, const struct frame *frame, int fd); // takes `fd` over
+// turns.c
+int turns_start(struct receiver *receiver);
+// Until the end of the stream.
+void turns_run(struct receiver *receiver);
+void turns_end(struct receiver *receiver);
+// By the thread that reads: an fsync that it has met. Takes `fd` over.
+int sync_later(struct receiver *receiver, const struct frame *frame, int fd);
 
 // receiver.c
 int send_ack(struct receiver *receiver, int kind, uint64_t seq, int op, int code);
+// The primary knows that all is applied up to this one.
+void has_acked(struct receiver *receiver, uint64_t seq);
+// Reads what is here and applies it, or waits a little. Whether it goes on.
+bool receiver_take_in(struct receiver *receiver);
 
 #endif

@@ -38,10 +38,10 @@ def as_postgres(*command: object) -> str:
 
 
 @contextmanager
-def postgres(data: Path, sockets: Path) -> Iterator[Path]:
+def postgres(data: Path, sockets: Path, shared_buffers: str = "32MB") -> Iterator[Path]:
     """A server on `data`, reachable only through a socket in `sockets`."""
     programs = postgres_programs()
-    options = f"-c listen_addresses= -c unix_socket_directories={sockets} -c shared_buffers=32MB"
+    options = f"-c listen_addresses= -c unix_socket_directories={sockets} -c shared_buffers={shared_buffers}"
     control = [programs / "pg_ctl", "-D", data, "-w", "-s"]
     try:
         as_postgres(*control, "-l", sockets / "log", "-o", options, "start")

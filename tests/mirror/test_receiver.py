@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ["receiver.c", "apply.c", "fids.c", "syncs.c", "inode.c", "wire.c", "transport.c", "tls.c", "records.c"]
+SOURCES = ["receiver.c", "apply.c", "fids.c", "turns.c", "inode.c", "wire.c", "transport.c", "tls.c", "records.c"]
 
 pytestmark = pytest.mark.root
 
