@@ -76,7 +76,7 @@ struct frame {
 
 enum ack_kind {
 	ACK_APPLIED = 1, // everything up to seq is in the secondary's file system
-	ACK_DURABLE,	 // the sync that is frame seq is on the secondary's disk
+	ACK_DURABLE,	 // the same, and the sync that is frame seq is on the secondary's disk
 	ACK_ERROR	 // frame seq failed with `code`; the secondary applies nothing more
 };
 

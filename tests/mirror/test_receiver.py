@@ -15,17 +15,17 @@ SOURCES = ["receiver.c", "apply.c", "fids.c", "turns.c", "inode.c", "wire.c", "t
 pytestmark = pytest.mark.root
 
 
-def compile_hostile(target: Path, *extra: str) -> Path:
-    """Build `hostile.c` with the receiver and the sanitizers."""
+def compile_with_receiver(target: Path, program: str, *extra: str) -> Path:
+    """Build a program with the receiver and sanitizers."""
     sources = [str(ROOT / "cext/mirror" / name) for name in SOURCES]
     command = ["clang", "-std=gnu11", "-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-sign-compare", f"-I{ROOT / 'cext/mirror'}", str(ROOT / "tests/mirror/hostile.c"), *sources]
+    command += ["-Wno-sign-compare", f"-I{ROOT / 'cext/mirror'}", str(ROOT / "tests/mirror" / program), *sources]
     subprocess.run([*command, *extra, "-pthread", "-lssl", "-lcrypto", "-lxxhash", "-o", str(target)], check=True)
     return target
 
 
 def test_hostile_streams_are_refused_and_reach_nothing_outside(tmp_path: Path) -> None:
-    program = compile_hostile(tmp_path / "hostile", "-fsanitize=address,undefined")
+    program = compile_with_receiver(tmp_path / "hostile", "hostile.c", "-fsanitize=address,undefined")
     inside = tmp_path / "inside"
     inside.mkdir()
     victim = tmp_path / "victim"
@@ -42,7 +42,7 @@ def test_hostile_streams_are_refused_and_reach_nothing_outside(tmp_path: Path) -
 
 
 def test_a_short_fuzz_finds_nothing(tmp_path: Path) -> None:
-    program = compile_hostile(tmp_path / "fuzz", "-DFUZZ", "-fsanitize=fuzzer,address,undefined")
+    program = compile_with_receiver(tmp_path / "fuzz", "hostile.c", "-DFUZZ", "-fsanitize=fuzzer,address,undefined")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for seed in range(8):
@@ -59,3 +59,15 @@ def test_a_short_fuzz_finds_nothing(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_its_threads_take_turns(tmp_path: Path, sanitizers: str) -> None:
+    """A disk that hangs does not stop the stream; each fsync is answered once, after it is done."""
+    program = compile_with_receiver(tmp_path / "turns", "turns.c", f"-fsanitize={sanitizers}")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+
+    done = subprocess.run([program, inside], capture_output=True, text=True, check=False, timeout=120)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
