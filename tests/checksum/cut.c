@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What becomes of a mapping whose file is cut short under it, and of faults that are not ours: cut CASE FILE
-// Prints a word for what it saw; the file holds 2 MiB of ones.
+// Prints what it saw, `read` where nothing is mapped; the file holds 2 MiB of ones.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>
@@ -44,8 +44,10 @@ static void lose(int fd)
 {
 	struct mapping *first = mapping_open(fd, 0, SIZE / 2), *second = mapping_open(fd, SIZE / 2, SIZE / 2);
 
-	if (!first || !second)
-		exit(3);
+	if (!first && !second) {
+		printf("read\n");
+		return;
+	}
 	unsigned int before = sum(first->data, 0, SIZE / 2) + sum(second->data, 0, SIZE / 2);
 
 	if (ftruncate(fd, SIZE / 2 + 4096))

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.root
 SIZE = 2 << 20
 PAGES = SIZE // 4096
 KERNEL = tuple(int(number) for number in platform.release().split("-")[0].split(".")[:2])
-needs_cachestat = pytest.mark.skipif(KERNEL < (6, 5), reason="Linux 6.5 tells what is in the page cache")
+MAPS = KERNEL >= (6, 5)
+"""Older kernels do not tell what is in the page cache: there, all is read."""
 
 
 @pytest.fixture
@@ -42,15 +43,13 @@ def cut(tmp_path: Path) -> Callable[[str], tuple[int, str]]:
     return ended
 
 
-@needs_cachestat
 def test_a_file_that_is_cut_short_is_lost_and_others_stay(cut: Callable[[str], tuple[int, str]]) -> None:
     # The page that is left was seen before the first fault.
-    assert cut("lost") == (0, f"{PAGES} 1 {PAGES // 2 + 1} 0")
+    assert cut("lost") == (0, f"{PAGES} 1 {PAGES // 2 + 1} 0" if MAPS else "read")
 
 
-@needs_cachestat
 def test_there_is_an_end_of_mappings(cut: Callable[[str], tuple[int, str]]) -> None:
-    assert cut("many") == (0, "128")
+    assert cut("many") == (0, "128" if MAPS else "0")
 
 
 def test_a_foreign_fault_ends_the_process_as_ever(cut: Callable[[str], tuple[int, str]]) -> None:
@@ -61,9 +60,8 @@ def test_a_handler_that_was_there_before_gets_what_is_its_own(cut: Callable[[str
     assert cut("chained") == (0, "theirs")
 
 
-@needs_cachestat
 def test_what_is_in_the_page_cache_is_mapped(cut: Callable[[str], tuple[int, str]]) -> None:
-    assert cut("plain") == (0, "mapped")
+    assert cut("plain") == (0, "mapped" if MAPS else "read")
 
 
 @pytest.mark.parametrize("case", ["unguarded", "taken-away", "blocked", "short"])
