@@ -37,6 +37,8 @@ static void pass_on(int number, siginfo_t *info, void *context)
 		before.sa_handler(number);
 	} else {
 		signal(SIGBUS, SIG_DFL); // the instruction runs again, and then it ends the process
+		if (info->si_code <= 0)
+			raise(number); // it was no instruction: somebody sent it
 	}
 }
 

@@ -84,6 +84,8 @@ int main(int count, char **words)
 		lose(fd);
 	else if (strcmp(what, "chained") == 0 || strcmp(what, "foreign") == 0)
 		fault_elsewhere(fd);
+	else if (strcmp(what, "sent") == 0)
+		raise(SIGBUS);
 	else if (strcmp(what, "many") == 0) {
 		int many = 0;
 

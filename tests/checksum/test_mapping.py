@@ -52,8 +52,9 @@ def test_there_is_an_end_of_mappings(cut: Callable[[str], tuple[int, str]]) -> N
     assert cut("many") == (0, "128" if MAPS else "0")
 
 
-def test_a_foreign_fault_ends_the_process_as_ever(cut: Callable[[str], tuple[int, str]]) -> None:
-    assert cut("foreign") == (-signal.SIGBUS, "")
+@pytest.mark.parametrize("case", ["foreign", "sent"])
+def test_what_is_not_ours_ends_the_process_as_ever(cut: Callable[[str], tuple[int, str]], case: str) -> None:
+    assert cut(case) == (-signal.SIGBUS, "")
 
 
 def test_a_handler_that_was_there_before_gets_what_is_its_own(cut: Callable[[str], tuple[int, str]]) -> None:

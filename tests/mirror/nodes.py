@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pytest
 
 from farmd.cli.mirrorshow import summary
 from farmd.client import Client
@@ -350,6 +352,15 @@ class TwoNodes:
             shutil.rmtree(self.base, ignore_errors=True)
         else:
             subprocess.run(["rm", "-rf", "--one-file-system", *(str(node.data) for node in self.nodes)], check=False)
+
+
+@contextlib.contextmanager
+def mutated(folder: Path, lines: str) -> Iterator[None]:
+    """Inside, Python processes that start run `lines` first: a safeguard taken away, or a death at some line."""
+    (folder / "sitecustomize.py").write_text(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 def begin(nodes: TwoNodes) -> None:

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from farmd.mirror.spread import is_ours
-from tests.mirror.nodes import DEADLINE_S, MirrorNode, TwoNodes, begin, equal
+from tests.mirror.nodes import DEADLINE_S, Failed, MirrorNode, TwoNodes, begin, equal, mutated
 from tests.mirror.operations import Actor, Planner, name_fd, prepare
 from tests.mirror.trees import differences
 
@@ -237,6 +238,46 @@ def test_no_kill_leaves_some_directories_writable_and_others_not(who: str) -> No
         one.wait_in_sync()
         (one.wal / "again").write_text("x")
         assert (two.wal / "again").read_text() == "x"
+        equal(nodes)
+
+
+DIES_BETWEEN_TWO_MOUNTS = """
+import os, signal
+from farmd.mirror import spread
+bind = spread._bind
+def last(source, directory):
+    bind(source, directory)
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+spread._bind = last
+"""
+
+
+def test_both_processes_die_between_two_mounts(tmp_path: Path) -> None:
+    """The directory that was mounted is dead, so nobody writes into one of them; the next start puts it right."""
+    with TwoNodes("mdm", second="ext4") as nodes:
+        one, two = nodes.nodes
+        begin(nodes)
+        one.ctl("demote")
+        one.ctl("stop")
+        with mutated(tmp_path, DIES_BETWEEN_TWO_MOUNTS):
+            one.ctl("start")
+            with pytest.raises(Failed):
+                one.ctl("promote")
+        _wait_for(lambda: not one.pids())
+        assert _mounted(one) == [True, False]
+        with pytest.raises(OSError, match="connected"):
+            (one.data / "probe").touch()
+        assert two.status()["role"] != "primary"
+
+        one.ctl("start")
+        assert _mounted(one) == [False, False]
+        two.wait("not following a primary", lambda status: status["peer"]["primary"] is not True)
+        one.ctl("promote")
+        one.wait_in_sync()
+        assert _mounted(one) == [True, True]
+        (one.wal / "after").write_text("x")
+        assert (two.wal / "after").read_text() == "x"
         equal(nodes)
 
 

@@ -12,13 +12,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from farmd.model.errors import FarmError
-from tests.mirror.nodes import Failed, MirrorNode, TwoNodes
+from tests.mirror.nodes import Failed, MirrorNode, TwoNodes, mutated
 from tests.mirror.test_resync import _load
 from tests.mirror.trees import differences
 
@@ -174,15 +174,6 @@ def test_the_secondary_of_a_repair_that_was_killed_may_lead() -> None:
 
 
 # ---- safeguards taken away ----
-
-
-@contextlib.contextmanager
-def mutated(tmp_path: Path, lines: str) -> Iterator[None]:
-    """Inside, processes that start run `lines` first."""
-    (tmp_path / "sitecustomize.py").write_text(lines)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-        yield
 
 
 ONE_LOOK = """
