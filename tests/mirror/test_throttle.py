@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison beside an application that writes: with the throttle its writes are better off than without."""
+"""A resync beside an application that writes: with the throttle its writes are better off than without."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.root, pytest.mark.lab, pytest.mark.timeout(900)]
 FOLDERS, FILES = 60, 100
 """Holes of 1 MiB each: they cost processor time to compare, and no disk."""
 _TRIES = 3
+MB = 1 << 20
+CHANGED_MB = 512
 
 
 def _onto_one_core(nodes: TwoNodes) -> None:
@@ -93,3 +95,43 @@ def test_writes_beside_a_verify_are_better_off_with_the_throttle() -> None:
         if throttled < without * 0.7:
             return
     pytest.fail(f"a write beside a verify took {throttled:.1f} times as long with, {without:.1f} without the throttle")
+
+
+def _while_failing_back(tag: str, slowdown: float) -> tuple[float, list[dict[str, object]]]:
+    """What a write takes in microseconds during a failback from the log, and the paces that were shown."""
+    with TwoNodes(tag, slowdown=slowdown) as nodes:
+        one, two = nodes.nodes
+        _overwrite(one.data / "large")
+        one.ctl("promote", "--accept", "first")
+        one.wait_in_sync(180)
+        two.kill()
+        one.wait("alone", lambda status: not status["peer"]["connected"])
+        _overwrite(one.data / "large")
+        two.start()
+        _onto_one_core(nodes)
+        took: list[float] = []
+        paces: list[dict[str, object]] = []
+        end = time.monotonic() + 120
+        while not (status := one.api().mirror().data)["in_sync"]:
+            assert time.monotonic() < end
+            took.append(_writes_us(one.data / "busy", 0.2))
+            paces += [status["pace"]] if status["pace"] else []
+        assert status["last_resync"]["plan"] == "log"
+        return statistics.mean(took), paces
+
+
+def _overwrite(path: Path) -> None:
+    with path.open("r+b" if path.exists() else "wb") as file:
+        for _ in range(CHANGED_MB):
+            file.write(os.urandom(MB))
+
+
+def test_writes_beside_a_failback_from_the_log_are_better_off_with_the_throttle() -> None:
+    for number in range(_TRIES):
+        without_us, nothing = _while_failing_back(f"tfo{number}", 0)
+        throttled_us, paces = _while_failing_back(f"tft{number}", 1.5)
+        assert nothing == []
+        assert any(pace["rate_bytes_s"] for pace in paces), f"it was never limited: {paces}"
+        if throttled_us < without_us * 0.7:
+            return
+    pytest.fail(f"a write beside a failback took {throttled_us:.0f} us with, {without_us:.0f} without the throttle")
