@@ -30,6 +30,14 @@ static void queue_rest(struct mirror *fs, const struct iovec *parts, int count, 
 	pthread_cond_signal(&fs->stream_wake);
 }
 
+// Nothing can be sent any more. What the peer said last may be here, unread, and be the reason: the thread that reads
+// acknowledgements finds that or the end at once, and says that the peer is lost.
+static void broken(struct mirror *fs)
+{
+	stream_drop_queue(fs);
+	transport_shutdown(&fs->link);
+}
+
 static void put(struct mirror *fs, const struct iovec *parts, int count)
 {
 	size_t total = 0;
@@ -40,7 +48,7 @@ static void put(struct mirror *fs, const struct iovec *parts, int count)
 	if (!fs->queue)
 		sent = transport_send(&fs->link, parts, count);
 	if (sent < 0) {
-		peer_lost(fs, (int)-sent, "the connection to the peer broke");
+		broken(fs);
 		return;
 	}
 	fs->stats.bytes_sent += total;
@@ -56,7 +64,7 @@ bool stream_push(struct mirror *fs)
 		ssize_t sent = transport_send(&fs->link, &part, 1);
 
 		if (sent < 0) {
-			peer_lost(fs, (int)-sent, "the connection to the peer broke");
+			broken(fs);
 			return true;
 		}
 		chunk->done += (size_t)sent;

@@ -209,8 +209,9 @@ ssize_t tls_receive(struct mirror_tls *tls, void *buffer, size_t size)
 			result = -ECONNRESET;
 		}
 	}
-	// The answer to a key update, if there was one.
-	if (records_flush(&tls->records) && result >= 0)
+	// The answer to a key update, if there was one. Where nothing can be sent any more, there may be something to
+	// read.
+	if (records_flush(&tls->records) && result == 0)
 		result = -ECONNRESET;
 	pthread_mutex_unlock(&tls->lock);
 	return result;

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mirror.certificates import make_certificates
 from tests.mirror.pair import EngineProcess, Pair
 from tests.mirror.trees import differences
 
@@ -120,6 +121,28 @@ def test_a_peer_whose_disk_is_full_is_lost_with_the_reason() -> None:
             pair.secondary.close()
         finally:
             subprocess.run(["umount", "-l", pair.copy], check=True)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_reason_is_heard_by_a_primary_that_sends_on(tmp_path: Path, tls: bool) -> None:
+    """Its next bytes find the connection closed before it has read why."""
+    of = make_certificates(tmp_path / "farm", "one", "two")
+    keys = (of["one"] | {"peer_name": "two"}, of["two"] | {"peer_name": "one"})
+    for _ in range(6):
+        with Pair(ack="async", lag_bytes=1 << 30) as pair:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", pair.copy], check=True)
+            try:
+                pair.join(keys if tls else None)
+                writers = [Writer(pair.mount / str(number), bytes(8 << 20)) for number in range(8)]
+                for writer in writers:
+                    writer.start()
+                assert "No space left" in pair.primary.wait_for("lost")["text"]
+                pair.primary.do("go-alone")
+                for writer in writers:
+                    writer.join(30)
+                pair.secondary.close()
+            finally:
+                subprocess.run(["umount", "-l", pair.copy], check=True)
 
 
 def test_a_killed_primary_leaves_no_hung_mount_and_the_copy_has_every_acknowledged_write(pair: Pair) -> None:
