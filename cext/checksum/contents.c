@@ -179,15 +179,11 @@ int job_ask(struct target *target, struct slot *slot)
 // Blocks behind the end count as zeros: that is what they are once the file has its size.
 static int read_or_zeros(int fd, unsigned char *data, size_t want, uint64_t offset)
 {
-	for (size_t have = 0; have < want;) {
-		ssize_t got = pread(fd, data + have, want - have, (off_t)(offset + have));
+	ssize_t have = read_fully(fd, data, want, offset);
 
-		if (got < 0)
-			return -1;
-		if (got == 0)
-			memset(data + have, 0, want - have);
-		have += got ? (size_t)got : want - have;
-	}
+	if (have < 0)
+		return -1;
+	memset(data + have, 0, want - (size_t)have);
 	return 0;
 }
 
@@ -227,10 +223,8 @@ static int hash_blocks(struct target *target, struct slot *slot, struct digest *
 {
 	struct mapping *mapping = mapping_open(slot->job->fd, slot->offset, (size_t)slot->length);
 	int result = hash_parts(target, slot, mapping, digests, scratch->data);
-	int code = errno;
 
 	mapping_close(mapping);
-	errno = code;
 	return result;
 }
 

@@ -138,8 +138,10 @@ void mapping_close(struct mapping *mapping)
 	if (!mapping)
 		return;
 	void *data = (void *)(uintptr_t)mapping->data;
+	int code = errno;
 
 	__atomic_store_n(&mapping->data, NULL, __ATOMIC_RELEASE);
 	munmap(data, mapping->length);
+	errno = code;
 	give_back(mapping);
 }

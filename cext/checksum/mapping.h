@@ -25,6 +25,7 @@ void mapping_guard(void);
 // Maps [offset, offset + length) of a file for this thread; `offset` begins a page. NULL for a part that is short, or
 // not all in the page cache: what must come from the disk comes faster by reading.
 struct mapping *mapping_open(int fd, uint64_t offset, size_t length);
+// Leaves errno as it is.
 void mapping_close(struct mapping *mapping);
 
 // Asked after a look: whether it saw the file.

@@ -99,18 +99,13 @@ static int all_same(struct job *job, uint64_t offset, const unsigned char *data,
 // Reads and compares up to a buffer. 0, 1 if the file ends too early, -1 and errno.
 static int compare_by_reading(struct job *job, uint64_t offset, size_t want, struct scratch *scratch)
 {
-	size_t have = 0;
+	ssize_t have = read_fully(job->fd, scratch->data, want, offset);
 
-	while (have < want) {
-		ssize_t got = pread(job->fd, scratch->data + have, want - have, (off_t)(offset + have));
-
-		if (got < 0)
-			return -1;
-		if (got == 0)
-			return 1;
-		have += (size_t)got;
-	}
-	if (!compare_buffer(job, offset, scratch->data, have))
+	if (have < 0)
+		return -1;
+	if ((size_t)have < want)
+		return 1;
+	if (!compare_buffer(job, offset, scratch->data, want))
 		return 0;
 	errno = ECANCELED;
 	return -1;
@@ -148,10 +143,8 @@ static int compare_range(struct job *job, uint64_t offset, uint64_t length, stru
 	int may = !(job->wanted->flags & SEGMENT_ZEROS);
 	struct mapping *mapping = may ? mapping_open(job->fd, offset, (size_t)length) : NULL;
 	int result = compare_parts(job, offset, length, mapping, scratch);
-	int code = errno;
 
 	mapping_close(mapping);
-	errno = code;
 	return result;
 }
 

@@ -147,7 +147,8 @@ int folder_is_good(const char *folder, size_t length)
 	return 1;
 }
 
-#define AHEAD 16
+#define AHEAD	  16
+#define NAMES_MAX (NAMES_SIZE / 24) // no entry is shorter
 
 struct name {
 	uint64_t inode;
@@ -161,20 +162,24 @@ static int by_inode(const void *a, const void *b)
 	return (x->inode > y->inode) - (x->inode < y->inode);
 }
 
-// In the order of their inodes: neighbours lie together, on the disk and in the kernel's memory.
-static size_t sorted_names(const struct scratch *scratch, long length, struct name *names)
+// Some more names of a directory; how many, 0 at its end, or -1 and errno.
+static long read_names(int folder, const struct scratch *scratch, struct name names[NAMES_MAX])
 {
-	size_t count = 0;
+	for (;;) {
+		long got = syscall(SYS_getdents64, folder, scratch->names, NAMES_SIZE), count = 0;
 
-	for (long at = 0; at < length;) {
-		const struct dirent64 *found = (const struct dirent64 *)(const void *)(scratch->names + at);
+		if (got <= 0)
+			return got;
+		for (long at = 0; at < got;) {
+			const struct dirent64 *found = (const struct dirent64 *)(const void *)(scratch->names + at);
 
-		at += found->d_reclen;
-		if (name_is_good(found->d_name, strlen(found->d_name)))
-			names[count++] = (struct name){found->d_ino, found->d_name};
+			at += found->d_reclen;
+			if (name_is_good(found->d_name, strlen(found->d_name)))
+				names[count++] = (struct name){found->d_ino, found->d_name};
+		}
+		if (count)
+			return count;
 	}
-	qsort(names, count, sizeof(*names), by_inode);
-	return count;
 }
 
 // A few at a time, so that `expect` may fetch from memory what `visit` will need.
@@ -205,23 +210,21 @@ static int visit_some(int folder, struct scratch *scratch, const struct name *na
 
 int tree_each_expected(int folder, struct scratch *scratch, const struct tree_visitor *visitor, void *context)
 {
-	struct name names[NAMES_SIZE / 24]; // no entry is shorter
+	struct name names[NAMES_MAX];
+	long count;
 
-	for (;;) {
-		long got = syscall(SYS_getdents64, folder, scratch->names, NAMES_SIZE);
-
-		if (got <= 0)
-			return (int)got;
-		size_t count = sorted_names(scratch, got, names);
-
-		for (size_t at = 0; at < count; at += AHEAD) {
-			size_t some = count - at < AHEAD ? count - at : AHEAD;
+	while ((count = read_names(folder, scratch, names)) > 0) {
+		// In the order of their inodes: neighbours lie together, on the disk and in the kernel's memory.
+		qsort(names, (size_t)count, sizeof(*names), by_inode);
+		for (size_t at = 0; at < (size_t)count; at += AHEAD) {
+			size_t some = (size_t)count - at < AHEAD ? (size_t)count - at : AHEAD;
 			int result = visit_some(folder, scratch, names + at, some, visitor, context);
 
 			if (result)
 				return result;
 		}
 	}
+	return (int)count;
 }
 
 int tree_each(int folder, struct scratch *scratch, tree_visit visit, void *context)
@@ -234,23 +237,34 @@ int tree_each(int folder, struct scratch *scratch, tree_visit visit, void *conte
 int tree_names(int folder, struct scratch *scratch, int (*visit)(void *context, int folder, const char *name),
 	       void *context)
 {
-	for (;;) {
-		long got = syscall(SYS_getdents64, folder, scratch->names, NAMES_SIZE);
+	struct name names[NAMES_MAX];
+	long count;
 
-		if (got <= 0)
-			return (int)got;
-		for (long at = 0; at < got;) {
-			const struct dirent64 *found = (const struct dirent64 *)(const void *)(scratch->names + at);
-
-			at += found->d_reclen;
-			int result = name_is_good(found->d_name, strlen(found->d_name))
-					 ? visit(context, folder, found->d_name)
-					 : 0;
+	while ((count = read_names(folder, scratch, names)) > 0) {
+		for (long i = 0; i < count; i++) {
+			int result = visit(context, folder, names[i].text);
 
 			if (result)
 				return result;
 		}
 	}
+	return (int)count;
+}
+
+ssize_t read_fully(int fd, void *data, size_t want, uint64_t offset)
+{
+	size_t have = 0;
+
+	while (have < want) {
+		ssize_t got = pread(fd, (unsigned char *)data + have, want - have, (off_t)(offset + have));
+
+		if (got < 0)
+			return -1;
+		if (got == 0)
+			break;
+		have += (size_t)got;
+	}
+	return (ssize_t)have;
 }
 
 int file_digest(const struct secret *secret, int fd, uint64_t size, unsigned char *io, struct digest *digest)

@@ -73,6 +73,8 @@ int xattrs_are_good(const unsigned char *data, size_t length);
 // Makes the attributes of the O_PATH descriptor equal to `wanted`. -1 and errno.
 int xattrs_write(int fd, const struct buffer *wanted);
 
+// What is there of `want` bytes, all of them but at the end of the file; -1 and errno.
+ssize_t read_fully(int fd, void *data, size_t want, uint64_t offset);
 // The digest of a whole file's first `size` bytes. 1: it has become shorter or longer; -1 and errno.
 int file_digest(const struct secret *secret, int fd, uint64_t size, unsigned char *io, struct digest *digest);
 

@@ -50,9 +50,9 @@ int inode_thread_start(void);
 
 int pwrite_all(int fd, const void *data, size_t size, uint64_t offset, size_t *done);
 
-// How many descriptors may be kept open: `wanted`, but no more than half of what the process may have.
 // Whether it is there and has not lost its last name.
 bool inode_has_names(const struct parts *parts, const struct inode_handle *handle);
+// How many descriptors may be kept open: `wanted`, but no more than half of what the process may have.
 int inode_open_limit(int wanted);
 
 #endif

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -107,20 +108,26 @@ def test_a_peer_that_stalls_is_lost_after_its_time() -> None:
         assert writer.error is None
 
 
+@contextmanager
+def little_room(pair: Pair) -> Iterator[None]:
+    """The copy is on a disk of 1 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", pair.copy], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", pair.copy], check=True)
+
+
 def test_a_peer_whose_disk_is_full_is_lost_with_the_reason() -> None:
-    with Pair() as pair:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", pair.copy], check=True)
-        try:
-            pair.join()
-            writer = Writer(pair.mount / "big", bytes(4 << 20))
-            writer.start()
-            assert "No space left" in pair.primary.wait_for("lost")["text"]
-            pair.primary.do("go-alone")
-            writer.join(30)
-            assert writer.error is None
-            pair.secondary.close()
-        finally:
-            subprocess.run(["umount", "-l", pair.copy], check=True)
+    with Pair() as pair, little_room(pair):
+        pair.join()
+        writer = Writer(pair.mount / "big", bytes(4 << 20))
+        writer.start()
+        assert "No space left" in pair.primary.wait_for("lost")["text"]
+        pair.primary.do("go-alone")
+        writer.join(30)
+        assert writer.error is None
+        pair.secondary.close()
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -129,20 +136,16 @@ def test_the_reason_is_heard_by_a_primary_that_sends_on(tmp_path: Path, tls: boo
     of = make_certificates(tmp_path / "farm", "one", "two")
     keys = (of["one"] | {"peer_name": "two"}, of["two"] | {"peer_name": "one"})
     for _ in range(6):
-        with Pair(ack="async", lag_bytes=1 << 30) as pair:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", pair.copy], check=True)
-            try:
-                pair.join(keys if tls else None)
-                writers = [Writer(pair.mount / str(number), bytes(8 << 20)) for number in range(8)]
-                for writer in writers:
-                    writer.start()
-                assert "No space left" in pair.primary.wait_for("lost")["text"]
-                pair.primary.do("go-alone")
-                for writer in writers:
-                    writer.join(30)
-                pair.secondary.close()
-            finally:
-                subprocess.run(["umount", "-l", pair.copy], check=True)
+        with Pair(ack="async", lag_bytes=1 << 30) as pair, little_room(pair):
+            pair.join(keys if tls else None)
+            writers = [Writer(pair.mount / str(number), bytes(8 << 20)) for number in range(8)]
+            for writer in writers:
+                writer.start()
+            assert "No space left" in pair.primary.wait_for("lost")["text"]
+            pair.primary.do("go-alone")
+            for writer in writers:
+                writer.join(30)
+            pair.secondary.close()
 
 
 def test_a_killed_primary_leaves_no_hung_mount_and_the_copy_has_every_acknowledged_write(pair: Pair) -> None:
